@@ -1,0 +1,154 @@
+"""Target groups of network load balancers: health-check defaults and ranges, attributes, deletion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from localstack.services.moto import call_moto, call_moto_with_request
+from moto.elbv2.exceptions import TargetGroupNotFoundError
+from moto.elbv2.models import FakeTargetGroup
+
+from localstack_nlb.accounts import balancing, refuse
+from localstack_nlb.tags import check_tags
+
+Request = Mapping[str, Any]
+
+NETWORK = {"TCP", "UDP", "TCP_UDP", "TLS"}
+HTTP = {"HTTP", "HTTPS"}
+RANGES = {
+    "HealthCheckIntervalSeconds": (5, 300),
+    "HealthCheckTimeoutSeconds": (2, 120),
+    "HealthyThresholdCount": (2, 10),
+    "UnhealthyThresholdCount": (2, 10),
+}
+HTTP_CHECK = {"HealthCheckPath": "/", "HealthCheckTimeoutSeconds": 6, "Matcher": {"HttpCode": "200-399"}}
+
+NLB_ATTRIBUTES = {
+    "deregistration_delay.connection_termination.enabled": "false",
+    "preserve_client_ip.enabled": "true",
+    "proxy_protocol_v2.enabled": "false",
+    "target_group_health.dns_failover.minimum_healthy_targets.count": "1",
+    "target_group_health.dns_failover.minimum_healthy_targets.percentage": "off",
+    "target_group_health.unhealthy_state_routing.minimum_healthy_targets.count": "1",
+    "target_group_health.unhealthy_state_routing.minimum_healthy_targets.percentage": "off",
+    "target_health_state.unhealthy.connection_termination.enabled": "true",
+    "target_health_state.unhealthy.draining_interval_seconds": "0",
+}
+APPLICATION_ONLY = ("load_balancing.algorithm.type", "slow_start.duration_seconds", "waf.fail_open.enabled")
+
+
+def find_group(context: Any, arn: str) -> FakeTargetGroup:
+    group = balancing(context).target_groups.get(arn)
+    if group is None:
+        raise TargetGroupNotFoundError()
+    return group
+
+
+def check_health_check(request: Request) -> None:
+    """Ranges as in the API reference; checks are TCP, HTTP or HTTPS. moto takes any number and UDP checks."""
+    for field, (low, high) in RANGES.items():
+        value = request.get(field)
+        if value is not None and not low <= int(value) <= high:
+            raise refuse("ValidationError", f"{field} must be between {low} and {high}, not {value}")
+    protocol = request.get("HealthCheckProtocol")
+    if protocol and protocol not in {"TCP", *HTTP}:
+        raise refuse("ValidationError", f"Health check protocol '{protocol}' is not supported")
+
+
+def create_target_group(context: Any, request: Request) -> dict:
+    """A group with an HTTP check has path `/`, matcher 200-399 and timeout 6 unless told. The same request again
+    answers the existing group; moto says DuplicateTargetGroupName, as AWS does only when settings differ."""
+    backend = balancing(context)
+    check_tags(request.get("Tags"))
+    check_health_check(request)
+    for known in backend.target_groups.values():
+        if known.name == request["Name"] and getattr(known, "settings", None) == dict(request):
+            return {"TargetGroups": [known.created | {"LoadBalancerArns": list(known.load_balancer_arns)}]}
+    asked = dict(request)
+    if request.get("Protocol") in NETWORK and request.get("HealthCheckProtocol") in HTTP:
+        asked = HTTP_CHECK | asked
+        interval = int(asked.get("HealthCheckIntervalSeconds") or 30)
+        if "HealthCheckTimeoutSeconds" not in request:
+            asked["HealthCheckTimeoutSeconds"] = min(6, interval)
+    result = call_moto(context) if asked == request else call_moto_with_request(context, asked)
+    shown = result["TargetGroups"][0]
+    group = backend.target_groups[shown["TargetGroupArn"]]
+    if group.protocol in NETWORK:
+        set_network_attributes(group)
+    group.settings, group.created = dict(request), shown
+    return result
+
+
+def set_network_attributes(group: FakeTargetGroup) -> None:
+    """The attribute table of ModifyTargetGroupAttributes; moto lists those of application load balancers."""
+    for key in APPLICATION_ONLY:
+        group.attributes.pop(key, None)
+    group.attributes.update(NLB_ATTRIBUTES)
+    if group.protocol in ("UDP", "TCP_UDP"):
+        group.attributes["deregistration_delay.connection_termination.enabled"] = "true"
+        group.attributes["target_health_state.unhealthy.connection_termination.enabled"] = "false"
+    elif group.target_type == "ip":
+        group.attributes["preserve_client_ip.enabled"] = "false"
+
+
+def modify_target_group(context: Any, request: Request) -> dict:
+    """The matcher of a network group with an HTTP check changes (moto: only if the group itself is HTTP); a check that
+    becomes HTTP gets the defaults, one that becomes TCP loses path and matcher."""
+    check_health_check(request)
+    group = find_group(context, request["TargetGroupArn"])
+    before = group.health_check_protocol
+    result = call_moto(context)
+    shown = result["TargetGroups"][0]
+    group.settings = None
+    if group.protocol not in NETWORK:
+        return result
+    if group.health_check_protocol == "TCP":
+        group.health_check_path = None
+        group.__dict__.pop("matcher", None)
+        shown.pop("HealthCheckPath", None)
+        shown.pop("Matcher", None)
+        return result
+    if before == "TCP":
+        group.health_check_path = request.get("HealthCheckPath") or HTTP_CHECK["HealthCheckPath"]
+        group.matcher = dict(HTTP_CHECK["Matcher"])
+    if codes := (request.get("Matcher") or {}).get("HttpCode"):
+        group.matcher = {"HttpCode": codes}
+    shown |= {"HealthCheckPath": group.health_check_path, "Matcher": group.matcher}
+    return result
+
+
+def modify_attributes(context: Any, request: Request) -> dict:
+    """Unknown keys and bad values are refused, 3600 seconds are allowed, all attributes are answered; UDP and TCP_UDP
+    groups cannot turn client IP preservation off."""
+    group = find_group(context, request["TargetGroupArn"])
+    wanted = {attribute["Key"]: attribute.get("Value", "") for attribute in request["Attributes"]}
+    if group.protocol not in NETWORK:
+        return call_moto(context)
+    for key, value in wanted.items():
+        check_attribute(group, key, value)
+    group.attributes.update(wanted)
+    group.settings = None
+    return {"Attributes": [{"Key": key, "Value": str(value)} for key, value in group.attributes.items()]}
+
+
+def check_attribute(group: FakeTargetGroup, key: str, value: str) -> None:
+    if key not in group.attributes:
+        raise refuse("ValidationError", f"Target group attribute key '{key}' is not recognized")
+    if str(group.attributes[key]) in ("true", "false") and value not in ("true", "false"):
+        raise refuse("ValidationError", f"Target group attribute '{key}' must be true or false, not '{value}'")
+    if key == "deregistration_delay.timeout_seconds" and not (value.isdigit() and int(value) <= 3600):
+        raise refuse("ValidationError", f"'{key}' value '{value}' must be between '0-3600' inclusive")
+    if key == "stickiness.type" and value != "source_ip":
+        raise refuse("InvalidConfigurationRequest", f"Stickiness type '{value}' is not supported for {group.protocol}")
+    if key == "preserve_client_ip.enabled" and value == "false" and group.protocol in ("UDP", "TCP_UDP"):
+        raise refuse("InvalidConfigurationRequest", f"Client IP preservation cannot be disabled for {group.protocol}")
+
+
+def delete_target_group(context: Any, request: Request) -> dict:
+    """An unknown group is no error: the API reference lists ResourceInUse alone. One that is still attached to an Auto
+    Scaling group goes all the same, and its ARN stays in that group as a ghost (see scaling_groups.py)."""
+    backend, arn = balancing(context), request["TargetGroupArn"]
+    if arn not in backend.target_groups:
+        return {}
+    result = call_moto(context)
+    backend.tagging_service.delete_all_tags_for_resource(arn)
+    return result

@@ -1,0 +1,77 @@
+//! The AWS edge: SDK shapes in, our own out. No decision is made here.
+
+pub mod autoscaling;
+pub mod classify;
+pub mod ec2;
+pub mod elbv2;
+pub mod throttle;
+
+use std::sync::Arc;
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+
+use self::throttle::Throttle;
+use crate::metrics::{CountCalls, Metrics};
+
+/// Attempts of one call in all. Throttling and server errors are tried again by the SDK with exponential waits and
+/// jitter; what still fails goes back to the Service's own, longer back-off.
+const ATTEMPTS: u32 = 4;
+/// A call that takes longer has lost its answer; the next plan finds out what it did.
+const CALL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Clients for the three services, and the buckets that keep us polite.
+#[derive(Clone, Debug)]
+pub struct Aws {
+    elb: aws_sdk_elasticloadbalancingv2::Client,
+    ec2: aws_sdk_ec2::Client,
+    autoscaling: aws_sdk_autoscaling::Client,
+    throttle: Arc<Throttle>,
+    region: String,
+}
+
+/// Configuration from the environment: credentials of IRSA, EKS Pod Identity or a profile, endpoints, and the Region
+/// unless one is given.
+pub async fn configuration(region: Option<String>) -> SdkConfig {
+    let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
+        .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).build());
+    match region {
+        Some(region) => loader.region(Region::new(region)).load().await,
+        None => loader.load().await,
+    }
+}
+
+impl Aws {
+    /// Clients of this configuration.
+    pub fn new(config: &SdkConfig, metrics: &Metrics) -> Self {
+        let counter = CountCalls::new(metrics);
+        let elb = aws_sdk_elasticloadbalancingv2::config::Builder::from(config).interceptor(counter.clone());
+        let ec2 = aws_sdk_ec2::config::Builder::from(config).interceptor(counter.clone());
+        let autoscaling = aws_sdk_autoscaling::config::Builder::from(config).interceptor(counter);
+        Self {
+            elb: aws_sdk_elasticloadbalancingv2::Client::from_conf(elb.build()),
+            ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
+            autoscaling: aws_sdk_autoscaling::Client::from_conf(autoscaling.build()),
+            throttle: Arc::new(Throttle::default()),
+            region: config.region().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+
+    /// The Region of every call.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+}
+
+/// Sends a request after its bucket lets it go, and says what failed in our words.
+///
+/// `call!(self.read, "elasticloadbalancing:DescribeTags", "resource", self.elb.describe_tags()…)`
+macro_rules! call {
+    ($self:ident . $bucket:ident, $action:literal, $resource:expr, $request:expr) => {{
+        $self.throttle.$bucket().await;
+        $request.send().await.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error))
+    }};
+}
+pub(crate) use call;

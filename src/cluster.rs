@@ -1,0 +1,5 @@
+//! The Kubernetes edge: Events, status, finalizers, leadership.
+
+pub mod event;
+pub mod lease;
+pub mod service;

@@ -1,0 +1,73 @@
+//! Writes to Services: the finalizer and the load balancer's part of the status.
+
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, PortStatus, Service};
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use crate::model::service::{FINALIZER, owner_of};
+
+/// Sets or removes our finalizer, leaving those of others. Refused by the API server if the Service changed meanwhile.
+///
+/// # Errors
+/// As of the API server; a Service that is gone is no error.
+pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: bool) -> kube::Result<()> {
+    let present = service.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    if present == wanted {
+        return Ok(());
+    }
+    let mut finalizers: Vec<_> = service.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    if wanted {
+        finalizers.push(FINALIZER.to_owned());
+    }
+    // The UID pins the object: a Service made again under the same name is another one.
+    let patch = json!({"metadata": {
+        "uid": service.metadata.uid, "resourceVersion": service.metadata.resource_version, "finalizers": finalizers,
+    }});
+    let written = api(client, service).patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    match written {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Writes the hostname, or clears it. Nothing is written if it is there already.
+///
+/// # Errors
+/// As of the API server. A Service that is gone, or that stopped being a LoadBalancer in the meantime (422), has lost
+/// the race and is no error.
+pub async fn set_hostname(client: &kube::Client, service: &Service, hostname: Option<&str>) -> kube::Result<bool> {
+    let ingress = hostname.map(|hostname| vec![ingress(service, hostname)]);
+    let present = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let present = present.and_then(|balancer| balancer.ingress.clone()).filter(|ingress| !ingress.is_empty());
+    if present == ingress {
+        return Ok(false);
+    }
+    let status = LoadBalancerStatus { ingress };
+    let patch = json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": status.ingress}}});
+    let written =
+        api(client, service).patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    match written {
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(false),
+        other => other.map(|_| true),
+    }
+}
+
+/// A hostname carries no `ipMode` (the API server refuses it there), and must be lower case, which AWS's is not always.
+fn ingress(service: &Service, hostname: &str) -> LoadBalancerIngress {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).into_iter().flatten();
+    let ports = ports.map(|port| PortStatus {
+        port: port.port,
+        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()),
+        error: None,
+    });
+    LoadBalancerIngress {
+        hostname: Some(hostname.to_ascii_lowercase()),
+        ports: Some(ports.collect()),
+        ..LoadBalancerIngress::default()
+    }
+}
+
+fn api(client: &kube::Client, service: &Service) -> Api<Service> {
+    Api::namespaced(client.clone(), &owner_of(service).service.namespace)
+}

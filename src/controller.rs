@@ -1,0 +1,14 @@
+//! The controller: Services of type LoadBalancer → Network Load Balancers.
+
+pub mod account;
+pub mod apply;
+pub mod desired;
+pub mod drift;
+pub mod facts;
+pub mod observed;
+pub mod placement;
+pub mod plan;
+pub mod reconcile;
+pub mod report;
+pub mod run;
+pub mod targets;

@@ -1,0 +1,388 @@
+//! The controller's view of the AWS account, shared by all Services.
+//!
+//! Read whole when the controller becomes responsible and at every drift check; kept up to date in between by each of
+//! our own writes ([`Observed::record`]). A plan for one Service therefore costs no read. The view is never the source
+//! of truth: whatever it gets wrong, the next drift check puts right, and every create is idempotent in AWS.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::Instant;
+
+use super::desired::Policy;
+use super::facts::{Facts, NodeGroups, choose_node_group};
+use super::observed::{Asg, Balancer, Intent, Observed, Outcome};
+use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
+use super::plan::Step;
+use crate::aws::Aws;
+use crate::aws::classify::AwsError;
+use crate::aws::ec2::Instance;
+use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
+use crate::model::node::Worker;
+use crate::model::ownership::{self, Owner, Tags};
+
+/// How long the tags of a load balancer that is not ours are believed. Ours are read at every drift check.
+const FOREIGN_TAGS_LIFETIME: Duration = Duration::from_secs(3600);
+/// Waits of an instance that AWS does not take as a target.
+const UNFIT_DELAYS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// A refused attachment is tried again after this time: an instance refresh takes many minutes.
+pub const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
+
+/// The shared view and what hangs on it.
+#[derive(Debug)]
+pub struct Account {
+    /// Clients.
+    pub aws: Aws,
+    /// The operator's decisions.
+    pub policy: Policy,
+    /// VPC, if the operator names it.
+    pub vpc: Option<VpcId>,
+    state: Mutex<State>,
+    /// One at a time looks after what all Services share.
+    pub shared: tokio::sync::Mutex<()>,
+    /// Rings when placement has something to look at.
+    pub placement: Notify,
+    /// Rings when a load balancer that is being set up should be looked at.
+    pub provisioning: Notify,
+    /// Rings when the account should be read again soon.
+    pub recheck: Notify,
+    /// Owners whose Services should be looked at again.
+    pub wake: mpsc::UnboundedSender<Owner>,
+    /// Whether this process may write.
+    leader: watch::Receiver<bool>,
+}
+
+/// What the lock protects. Held for moments, never across an await.
+#[derive(Debug, Default)]
+pub struct State {
+    /// What AWS has.
+    pub observed: Observed,
+    /// The network, once it has been read.
+    pub facts: Option<Facts>,
+    /// Nodes by name.
+    pub workers: BTreeMap<String, Worker>,
+    /// Networks of instances.
+    pub instances: BTreeMap<InstanceId, Instance>,
+    /// Tags of the security groups that instances carry.
+    pub group_tags: BTreeMap<SecurityGroupId, Tags>,
+    /// Auto Scaling groups of instances.
+    pub membership: BTreeMap<InstanceId, Option<AsgName>>,
+    /// Targets of each target group.
+    pub targets: BTreeMap<TargetGroupArn, Targets>,
+    /// Who gets a slot first.
+    pub seniority: BTreeMap<TargetGroupArn, Seniority>,
+    /// Auto Scaling groups that refuse attachments, until when.
+    pub refusing: BTreeMap<AsgName, Instant>,
+    /// Instances that AWS did not take.
+    pub unfit: BTreeMap<InstanceId, Unfit>,
+    /// Load balancers that are not ours, since when we know.
+    pub foreign: BTreeMap<LoadBalancerArn, Instant>,
+    /// Numbers our writes.
+    clock: u64,
+    /// The last write to each name, so that an older reading does not undo it in the view.
+    written: BTreeMap<String, u64>,
+    /// Names that one reading has missed. A second one in a row makes them gone: describes can lag behind creates.
+    missed: BTreeSet<String>,
+}
+
+/// An instance that AWS did not take as a target.
+#[derive(Clone, Debug)]
+pub struct Unfit {
+    /// Not tried again before.
+    pub until: Instant,
+    /// Since when.
+    pub since: Instant,
+    /// How often.
+    pub failures: u32,
+    /// AWS's words.
+    pub words: String,
+}
+
+/// A step that did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// AWS refused it.
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+    /// Another process is responsible now.
+    #[error("this process is no longer the leader")]
+    NotLeader,
+    /// What the step is about is not in the view any more: the next plan knows better.
+    #[error("{0} is gone")]
+    Gone(String),
+}
+
+impl Account {
+    /// An account nobody has looked at yet, and where the owners to wake come out.
+    pub fn new(
+        aws: Aws,
+        policy: Policy,
+        vpc: Option<VpcId>,
+        leader: watch::Receiver<bool>,
+    ) -> (Self, mpsc::UnboundedReceiver<Owner>) {
+        let (wake, woken) = mpsc::unbounded_channel();
+        let account = Self {
+            aws,
+            policy,
+            vpc,
+            state: Mutex::default(),
+            shared: tokio::sync::Mutex::default(),
+            placement: Notify::new(),
+            provisioning: Notify::new(),
+            recheck: Notify::new(),
+            wake,
+            leader,
+        };
+        (account, woken)
+    }
+
+    /// The view. Never held across an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails unless this process is the leader. Asked before each write.
+    ///
+    /// # Errors
+    /// [`StepError::NotLeader`].
+    pub fn fence(&self) -> Result<(), StepError> {
+        if *self.leader.borrow() { Ok(()) } else { Err(StepError::NotLeader) }
+    }
+
+    /// Wakes the Service that owns a target group.
+    pub fn wake_owner_of(&self, tags: &Tags) {
+        if let Some(owner) = ownership::owner(&self.policy.cluster, tags) {
+            // The receiver lives as long as the process.
+            let _ = self.wake.send(owner);
+        }
+    }
+}
+
+impl State {
+    /// Takes note of a step of ours.
+    pub fn record(&mut self, step: &Step, outcome: Outcome) {
+        self.touch(step_subject(step));
+        if let Step::CreateTargetGroup(group) = step
+            && let Outcome::TargetGroup(made) = &outcome
+        {
+            debug_assert_eq!(group.name, made.name);
+            // Nobody else knows a target group that was made a moment ago: its targets are known to be none.
+            self.targets.insert(made.arn.clone(), Targets { known: true, ..Targets::default() });
+        }
+        self.observed.record(step, outcome);
+    }
+
+    /// Marks a name as written now.
+    pub fn touch(&mut self, name: impl Into<String>) {
+        self.clock += 1;
+        self.written.insert(name.into(), self.clock);
+    }
+
+    /// The number of the last write, to tell a reading that began before a write from one that began after it.
+    pub const fn now(&self) -> u64 {
+        self.clock
+    }
+
+    /// Takes over a reading that began at write number `began`. Returns whether something was missed for the first
+    /// time, so that another reading should follow soon.
+    pub fn merge(&mut self, fresh: Observed, began: u64) -> bool {
+        let Self { observed, written, missed, .. } = self;
+        let is_newer = |name: &str| written.get(name).is_some_and(|write| *write > began);
+        let mut once = BTreeSet::new();
+        let mut missing = |name: &str| {
+            let twice = missed.contains(name);
+            if !twice {
+                once.insert(name.to_owned());
+            }
+            twice
+        };
+        merge_map(&mut observed.balancers, fresh.balancers, String::as_str, is_newer, &mut missing, |old, new| {
+            new.listeners = new.listeners.take().or_else(|| old.listeners.take());
+        });
+        merge_map(&mut observed.target_groups, fresh.target_groups, String::as_str, is_newer, &mut missing, |old, new| {
+            (new.intent, new.served) = (old.intent, old.served);
+        });
+        merge_map(&mut observed.groups, fresh.groups, String::as_str, is_newer, &mut missing, |_, _| {});
+        merge_map(&mut observed.node_rules, fresh.node_rules, SecurityGroupId::as_str, is_newer, &mut |_| true, |_, _| {});
+        merge_map(&mut observed.asgs, fresh.asgs, AsgName::as_str, is_newer, &mut |_| true, keep_states);
+        observed.foreign_balancers = fresh.foreign_balancers;
+        *missed = once;
+        let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
+        self.targets.retain(|arn, _| lives.contains(arn));
+        self.seniority.retain(|arn, _| lives.contains(arn));
+        self.membership.retain(|instance, _| {
+            self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance))
+        });
+        for (name, asg) in &observed.asgs {
+            self.membership.extend(asg.instances.iter().map(|instance| (instance.clone(), Some(name.clone()))));
+        }
+        !self.missed.is_empty()
+    }
+
+    /// What placement says now.
+    pub fn place(&self, cluster: &str, now: Instant) -> Placement {
+        let refusing = self.refusing.iter().filter(|(_, until)| **until > now).map(|(name, _)| name.clone()).collect();
+        let unfit = self.unfit.iter().filter(|(_, entry)| entry.until > now).map(|(id, _)| id.clone()).collect();
+        place(&self.scene(cluster, &refusing, &unfit))
+    }
+
+    fn scene<'a>(
+        &'a self,
+        cluster: &'a str,
+        refusing: &'a BTreeSet<AsgName>,
+        unfit: &'a BTreeSet<InstanceId>,
+    ) -> Scene<'a> {
+        Scene {
+            cluster,
+            observed: &self.observed,
+            workers: &self.workers,
+            membership: &self.membership,
+            targets: &self.targets,
+            seniority: &self.seniority,
+            refusing,
+            unfit,
+        }
+    }
+
+    /// Takes note of the targets that AWS lists for a target group. `complete` says that the Auto Scaling groups will be
+    /// read after this, so that an instance neither knows can be told from one launched a moment ago.
+    pub fn record_targets(&mut self, cluster: &str, arn: &TargetGroupArn, listed: BTreeSet<InstanceId>, complete: bool) {
+        let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
+        let scene = self.scene(cluster, &refusing, &unfit);
+        let mut targets = Targets { known: true, ..Targets::default() };
+        let mut strangers = listed.clone();
+        for worker in self.workers.values() {
+            let Ok(instance) = &worker.instance else { continue };
+            strangers.remove(instance);
+            let asg = membership_of(&scene, worker, instance).flatten();
+            let attached = asg.and_then(|name| self.observed.asgs.get(&name)).is_some_and(|asg| asg.sources.contains_key(arn));
+            match (attached, listed.contains(instance)) {
+                (true, false) => {
+                    targets.expelled.insert(instance.clone());
+                }
+                (false, true) => {
+                    targets.direct.insert(instance.clone());
+                }
+                _ => {}
+            }
+        }
+        if complete {
+            targets.strangers = strangers;
+        }
+        self.targets.insert(arn.clone(), targets);
+    }
+
+    /// Takes note of an instance that AWS did not take.
+    pub fn record_unfit(&mut self, instance: InstanceId, words: String, now: Instant) {
+        let entry = self.unfit.entry(instance).or_insert(Unfit { until: now, since: now, failures: 0, words: String::new() });
+        entry.failures += 1;
+        let (first, longest) = UNFIT_DELAYS;
+        entry.until = now + longest.min(first * 2u32.saturating_pow(entry.failures - 1));
+        entry.words = words;
+    }
+
+    /// Whether the tags of this load balancer were read a while ago and are not ours.
+    pub fn is_foreign(&self, arn: &LoadBalancerArn, now: Instant) -> bool {
+        self.foreign.get(arn).is_some_and(|since| now - *since < FOREIGN_TAGS_LIFETIME)
+    }
+
+    /// One security group for each way the nodes are set up.
+    pub fn node_groups(&self, cluster: &str) -> NodeGroups {
+        let mut groups = NodeGroups::default();
+        let nodes = self.workers.values().filter(|worker| worker.eligible);
+        for instance in nodes.filter_map(|worker| self.instances.get(worker.instance.as_ref().ok()?)) {
+            let tagged = instance.groups.iter().map(|id| (id.clone(), self.group_tags.get(id).cloned().unwrap_or_default()));
+            if let Some((chosen, warning)) = choose_node_group(cluster, &tagged.collect()) {
+                groups.chosen.insert(chosen);
+                groups.warnings.extend(warning);
+            }
+        }
+        groups
+    }
+
+    /// Target membership never waits for a configuration to be put right: groups that nobody has planned since the
+    /// start are served as they are.
+    pub fn keep_serving(&mut self, cluster: &str, uid: &str) {
+        for group in self.observed.target_groups.values_mut() {
+            let is_theirs = ownership::owner(cluster, &group.tags).is_some_and(|owner| owner.uid == uid);
+            if is_theirs && group.intent == Intent::Undecided {
+                group.intent = Intent::Serve;
+            }
+        }
+    }
+
+    /// Load balancers that AWS is setting up.
+    pub fn provisioning(&self) -> Vec<LoadBalancerArn> {
+        use super::observed::BalancerState::Provisioning;
+        let pending = self.observed.balancers.values().filter(|balancer| balancer.state == Provisioning);
+        pending.map(|balancer| balancer.arn.clone()).collect()
+    }
+
+    /// Takes over states that were read by ARN. Returns the tags of those that changed.
+    pub fn record_states(&mut self, fresh: Vec<Balancer>) -> Vec<Tags> {
+        let mut changed = vec![];
+        for balancer in fresh {
+            if let Some(known) = self.observed.balancers.get_mut(&balancer.name)
+                && known.arn == balancer.arn
+                && known.state != balancer.state
+            {
+                known.state = balancer.state;
+                changed.push(known.tags.clone());
+            }
+        }
+        changed
+    }
+}
+
+/// Takes over a reading into a map of the view: newer writes stay, what two readings in a row miss goes.
+fn merge_map<K: Ord + Clone, V>(
+    view: &mut BTreeMap<K, V>,
+    fresh: BTreeMap<K, V>,
+    name: impl Fn(&K) -> &str,
+    is_newer: impl Fn(&str) -> bool,
+    missing: &mut impl FnMut(&str) -> bool,
+    keep: impl Fn(&mut V, &mut V),
+) {
+    view.retain(|key, _| fresh.contains_key(key) || is_newer(name(key)) || !missing(name(key)));
+    for (key, mut new) in fresh {
+        if is_newer(name(&key)) {
+            continue;
+        }
+        if let Some(old) = view.get_mut(&key) {
+            keep(old, &mut new);
+        }
+        view.insert(key, new);
+    }
+}
+
+/// The listing of Auto Scaling groups shows no states: changes under way stay what they were.
+fn keep_states(old: &mut Asg, new: &mut Asg) {
+    for (arn, state) in &mut new.sources {
+        if let Some(known) = old.sources.get(arn) {
+            *state = *known;
+        }
+    }
+}
+
+/// The name under which a step's write is remembered.
+fn step_subject(step: &Step) -> &str {
+    match step {
+        Step::CreateGroup { name, .. }
+        | Step::DeleteGroup { name, .. }
+        | Step::CreateBalancer { name, .. }
+        | Step::DeleteBalancer { name, .. }
+        | Step::DeleteTargetGroup { name, .. } => name,
+        Step::Authorize { group, .. } | Step::Revoke { group, .. } => group,
+        Step::AuthorizeNodes { group, .. } | Step::RevokeNodes { group, .. } => group.as_str(),
+        Step::SetGroups { balancer, .. }
+        | Step::SetSubnets { balancer, .. }
+        | Step::CreateListener { balancer, .. }
+        | Step::ModifyListener { balancer, .. }
+        | Step::DeleteListener { balancer, .. } => balancer,
+        Step::CreateTargetGroup(group) => &group.name,
+        Step::ModifyHealthCheck { target_group, .. } | Step::Intend { target_group, .. } => target_group,
+        Step::Tag { resource, .. } | Step::Untag { resource, .. } => resource.name(),
+    }
+}

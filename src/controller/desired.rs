@@ -1,0 +1,267 @@
+//! Pure: `ServiceSpec + Facts (+ what exists) → Desired`.
+//!
+//! What exists plays a part in three answers only: a scheme that is no longer asked for stays what it is, a load
+//! balancer keeps its name and its zones, and a name that somebody else holds is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::facts::{Facts, discover_subnets, named_subnets};
+use super::observed::{Balancer, HealthCheck, IngressRule, Observed, Source};
+use crate::model::annotation::{self, Problem};
+use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
+use crate::model::name;
+use crate::model::ownership::{self, Owner, Role, Tags};
+use crate::model::service::{Protocol, Scheme, ServiceSpec};
+
+/// What the operator decided for all Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Name of the cluster, as in the tags of its resources.
+    pub cluster: String,
+    /// Scheme of a Service that asks for none.
+    pub default_scheme: Scheme,
+    /// First and last NodePort of the cluster.
+    pub node_ports: (u16, u16),
+    /// Port on which each node answers `/healthz` for itself.
+    pub health_port: u16,
+}
+
+/// What AWS should have for one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desired {
+    /// The load balancer.
+    pub balancer: DesiredBalancer,
+    /// The security group with the source ranges.
+    pub frontend: DesiredGroup,
+    /// The target group behind each listener, by the listener's port.
+    pub target_groups: BTreeMap<u16, DesiredTargetGroup>,
+    /// Tags of each listener.
+    pub listener_tags: Tags,
+}
+
+/// A desired load balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredBalancer {
+    /// Its name.
+    pub name: String,
+    /// Its scheme.
+    pub scheme: Scheme,
+    /// The subnet for each zone.
+    pub subnets: BTreeMap<Zone, SubnetId>,
+    /// Names of its security groups: frontend, backend.
+    pub groups: Vec<String>,
+    /// Ids of those of them that exist.
+    pub group_ids: BTreeSet<SecurityGroupId>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A desired security group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredGroup {
+    /// Its name.
+    pub name: String,
+    /// Its description.
+    pub description: String,
+    /// Its inbound rules.
+    pub rules: BTreeSet<IngressRule>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// A desired target group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredTargetGroup {
+    /// Its name.
+    pub name: String,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// Protocol of group and listener.
+    pub protocol: Protocol,
+    /// The NodePort.
+    pub port: u16,
+    /// Its health check.
+    pub health: HealthCheck,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// Why a Service cannot be served as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its owner must change the Service.
+    Service(Vec<Problem>),
+    /// Something in the account must change; looked at again by itself.
+    Network(String),
+}
+
+/// What a Service should have.
+///
+/// # Errors
+/// Why it can have nothing, or must keep what it has.
+pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Observed) -> Result<Desired, Refusal> {
+    let Owner { service, uid } = &spec.owner;
+    let cluster = &policy.cluster;
+    let existing = observed.of(cluster, uid).balancers;
+    let scheme =
+        spec.scheme.or_else(|| Some(existing.first()?.scheme)).unwrap_or(policy.default_scheme);
+    let generated = name::balancer(cluster, service, uid, scheme.as_str());
+    let wanted_name = spec.name.clone().unwrap_or(generated);
+    let same_scheme = || existing.iter().copied().filter(|balancer| balancer.scheme == scheme);
+    let kept = same_scheme().find(|balancer| balancer.name == wanted_name).or_else(|| same_scheme().next());
+
+    check_name(spec, &wanted_name, kept, observed, policy)?;
+    let name = kept.map_or(wanted_name, |balancer| balancer.name.clone());
+    let subnets = subnets(spec, scheme, facts, policy, kept)?;
+
+    let tags = |role| ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
+    let frontend = DesiredGroup {
+        name: name::frontend_group(cluster, service, uid),
+        description: format!("Sources that may reach the load balancer of Service {service}").chars().take(255).collect(),
+        rules: frontend_rules(spec),
+        tags: tags(Role::FrontendGroup),
+    };
+    let target_groups = spec
+        .ports
+        .iter()
+        .map(|(port, listener)| {
+            let protocol = listener.protocol;
+            let group = DesiredTargetGroup {
+                name: name::target_group(cluster, service, &name, *port, protocol.as_str(), listener.node_port),
+                vpc: facts.vpc.clone(),
+                protocol,
+                port: listener.node_port,
+                health: health_check(spec.local_health_port.unwrap_or(policy.health_port)),
+                tags: tags(Role::TargetGroup),
+            };
+            (*port, group)
+        })
+        .collect();
+    let groups = vec![frontend.name.clone(), name::backend_group(cluster)];
+    let group_ids = groups.iter().filter_map(|name| Some(observed.groups.get(name)?.id.clone())).collect();
+    let balancer = DesiredBalancer { name, scheme, subnets, groups, group_ids, tags: tags(Role::Balancer) };
+    Ok(Desired { balancer, frontend, target_groups, listener_tags: tags(Role::Listener) })
+}
+
+/// Health checks ask the node, never the pods: `/healthz` of the service proxy under policy Cluster, the Service's
+/// healthCheckNodePort under Local (KEP-3836, KEP-1997). Ten seconds and two checks: a dead node is out within 20 s.
+fn health_check(port: u16) -> HealthCheck {
+    HealthCheck {
+        protocol: "HTTP".into(),
+        port: port.to_string(),
+        path: Some("/healthz".into()),
+        interval: 10,
+        timeout: 6,
+        healthy: 2,
+        unhealthy: 2,
+        codes: Some("200-399".into()),
+    }
+}
+
+fn frontend_rules(spec: &ServiceSpec) -> BTreeSet<IngressRule> {
+    let mut rules = BTreeSet::new();
+    for listener in spec.ports.values() {
+        for transport in listener.protocol.parts() {
+            for range in &spec.source_ranges {
+                let port = i32::from(listener.port);
+                let source = Source::Range(*range);
+                rules.insert(IngressRule { protocol: transport.as_str().into(), from: port, to: port, source });
+            }
+        }
+    }
+    rules
+}
+
+/// Rules that admit all load balancers of the cluster to its nodes. A constant handful: no Service adds one.
+pub fn node_rules(policy: &Policy, backend: &SecurityGroupId) -> BTreeSet<IngressRule> {
+    let (first, last) = policy.node_ports;
+    let rule = |protocol: &str, from: u16, to: u16| IngressRule {
+        protocol: protocol.into(),
+        from: from.into(),
+        to: to.into(),
+        source: Source::Group(backend.clone()),
+    };
+    let mut rules = BTreeSet::from([rule("tcp", first, last), rule("udp", first, last)]);
+    if !(first..=last).contains(&policy.health_port) {
+        rules.insert(rule("tcp", policy.health_port, policy.health_port));
+    }
+    rules
+}
+
+/// Refuses a name that others hold, and a change of the name of a load balancer that exists: AWS cannot rename one.
+fn check_name(
+    spec: &ServiceSpec,
+    wanted: &str,
+    kept: Option<&Balancer>,
+    observed: &Observed,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    let refuse = |wrong: String, expected: &str| {
+        let (field, value) = match &spec.name {
+            Some(name) => (annotation::NAME, name.as_str()),
+            None => ("load balancer name", wanted),
+        };
+        Err(Refusal::Service(vec![Problem::new(field, value, wrong, expected)]))
+    };
+    if let Some(kept) = kept {
+        if spec.name.is_some() && kept.name != wanted {
+            let wrong = format!("cannot be given to the load balancer, which exists as {:?}", kept.name);
+            return refuse(wrong, "the existing name, or a new Service");
+        }
+        return Ok(());
+    }
+    if let Some(arn) = observed.foreign_balancers.get(wanted) {
+        let wrong = format!("is already the name of load balancer {arn}, which this Service does not own");
+        return refuse(wrong, "a name that is free in the account and Region");
+    }
+    if let Some(taken) = observed.balancers.get(wanted) {
+        let holder = ownership::owner(&policy.cluster, &taken.tags);
+        let wrong = match holder {
+            Some(holder) if holder.uid == spec.owner.uid => {
+                format!("is the name of this Service's {} load balancer, which another one must replace", taken.scheme)
+            }
+            Some(holder) => format!("is already the name of the load balancer of Service {}", holder.service),
+            None => format!("is already the name of load balancer {}", taken.arn),
+        };
+        return refuse(wrong, "another name");
+    }
+    Ok(())
+}
+
+/// Subnets asked for; else those the load balancer has, and one for each zone that has come since. A zone is never
+/// taken away by discovery, since that would cut its connections.
+fn subnets(
+    spec: &ServiceSpec,
+    scheme: Scheme,
+    facts: &Facts,
+    policy: &Policy,
+    kept: Option<&Balancer>,
+) -> Result<BTreeMap<Zone, SubnetId>, Refusal> {
+    let enabled = kept.map(|balancer| balancer.subnets.clone()).unwrap_or_default();
+    if !spec.subnets.is_empty() {
+        let named = named_subnets(&spec.subnets, facts).map_err(|problem| Refusal::Service(vec![problem]))?;
+        let is_swap = |(zone, subnet): (&Zone, &SubnetId)| enabled.get(zone).is_some_and(|other| other != subnet);
+        if !enabled.is_empty() && named.iter().all(is_swap) {
+            let wrong = "replaces the subnet of every zone at once, which would leave the load balancer without any";
+            let expected = "at least one zone that keeps its subnet meanwhile";
+            let problem = Problem::new(annotation::SUBNETS, spec.subnets.join(","), wrong, expected);
+            return Err(Refusal::Service(vec![problem]));
+        }
+        return Ok(named);
+    }
+    let mut chosen: BTreeMap<_, _> =
+        enabled.into_iter().filter(|(_, subnet)| facts.subnets.contains_key(subnet)).collect();
+    match discover_subnets(&policy.cluster, scheme, facts) {
+        Ok(found) => {
+            for (zone, subnet) in found {
+                chosen.entry(zone).or_insert(subnet);
+            }
+        }
+        Err(sentence) if chosen.is_empty() => return Err(Refusal::Network(sentence)),
+        Err(_) => {}
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,417 @@
+//! What AWS has: the types, the slice of it that belongs to one Service, and how a step that succeeded changes it.
+//!
+//! [`Observed::record`] is used twice: to keep the view up to date after each of our own writes, so that nothing must
+//! be read back, and by the property tests, where it plays AWS.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use ipnet::IpNet;
+
+use super::plan::{Resource, Step};
+use crate::model::id::{
+    AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
+};
+use crate::model::ownership::{self, Owner, Role, Tags};
+use crate::model::service::Scheme;
+
+/// Everything in the account that concerns this cluster's load balancers. Names are unique in an account and Region
+/// (security groups: in a VPC) and ours are deterministic, so names are the keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Load balancers of this cluster.
+    pub balancers: BTreeMap<String, Balancer>,
+    /// Names that load balancers of others hold.
+    pub foreign_balancers: BTreeMap<String, LoadBalancerArn>,
+    /// Target groups of this cluster.
+    pub target_groups: BTreeMap<String, TargetGroup>,
+    /// Security groups of this cluster.
+    pub groups: BTreeMap<String, SecurityGroup>,
+    /// Security groups with rules that name the backend group, and those rules.
+    pub node_rules: BTreeMap<SecurityGroupId, BTreeSet<IngressRule>>,
+    /// All Auto Scaling groups of the account.
+    pub asgs: BTreeMap<AsgName, Asg>,
+}
+
+/// A Network Load Balancer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balancer {
+    /// Its ARN.
+    pub arn: LoadBalancerArn,
+    /// Its name.
+    pub name: String,
+    /// Its DNS name, in whatever case AWS shows it.
+    pub dns_name: String,
+    /// Internal or internet-facing.
+    pub scheme: Scheme,
+    /// Its state.
+    pub state: BalancerState,
+    /// The subnet of each enabled zone.
+    pub subnets: BTreeMap<Zone, SubnetId>,
+    /// Security groups it carries.
+    pub groups: BTreeSet<SecurityGroupId>,
+    /// Its tags.
+    pub tags: Tags,
+    /// Listeners by port; `None` until they have been read.
+    pub listeners: Option<BTreeMap<u16, Listener>>,
+}
+
+/// State of a load balancer (ELB API, `LoadBalancerState`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BalancerState {
+    /// Being set up; its name does not resolve yet.
+    Provisioning,
+    /// Usable: `active` or `active_impaired`.
+    Active,
+    /// Could not be set up, with AWS's reason.
+    Failed(String),
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its ARN.
+    pub arn: ListenerArn,
+    /// Protocol as ELB spells it.
+    pub protocol: String,
+    /// The target group it forwards to; `None` if it does anything else.
+    pub target_group: Option<TargetGroupArn>,
+}
+
+/// A target group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetGroup {
+    /// Its ARN.
+    pub arn: TargetGroupArn,
+    /// Its name.
+    pub name: String,
+    /// Protocol as ELB spells it.
+    pub protocol: String,
+    /// Port of its targets.
+    pub port: u16,
+    /// Its VPC.
+    pub vpc: VpcId,
+    /// Its health check.
+    pub health: HealthCheck,
+    /// Its tags.
+    pub tags: Tags,
+    /// What placement does with it.
+    pub intent: Intent,
+    /// Whether placement has done all it can for it: every eligible node is a target, or none is there.
+    pub served: bool,
+}
+
+/// What placement does with a target group. Not in AWS: decided anew by each plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Nobody has planned its Service yet: leave everything as it is.
+    Undecided,
+    /// Every eligible node is to be a target.
+    Serve,
+    /// Nothing is to hold it: it will be deleted.
+    Release,
+}
+
+/// A health check, in AWS's words and units (seconds).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HealthCheck {
+    /// `HTTP`, `TCP`, …
+    pub protocol: String,
+    /// A port number, or `traffic-port`.
+    pub port: String,
+    /// Path of an HTTP check.
+    pub path: Option<String>,
+    /// Seconds between two checks.
+    pub interval: i32,
+    /// Seconds until a check counts as failed.
+    pub timeout: i32,
+    /// Good checks in a row that make a target healthy.
+    pub healthy: i32,
+    /// Bad checks in a row that make a target unhealthy.
+    pub unhealthy: i32,
+    /// HTTP status codes of a good answer.
+    pub codes: Option<String>,
+}
+
+/// A security group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecurityGroup {
+    /// Its id.
+    pub id: SecurityGroupId,
+    /// Its name.
+    pub name: String,
+    /// Inbound rules.
+    pub rules: BTreeSet<IngressRule>,
+    /// Its tags.
+    pub tags: Tags,
+}
+
+/// An inbound rule. A description plays no part in a rule's identity, in AWS neither.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IngressRule {
+    /// `tcp`, `udp`, `icmp`, or `-1` for all.
+    pub protocol: String,
+    /// First port.
+    pub from: i32,
+    /// Last port.
+    pub to: i32,
+    /// Who may send.
+    pub source: Source,
+}
+
+impl fmt::Display for IngressRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.protocol, self.from)?;
+        if self.to != self.from {
+            write!(f, "-{}", self.to)?;
+        }
+        write!(f, " from {}", self.source)
+    }
+}
+
+/// Source of an inbound rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// An address range.
+    Range(IpNet),
+    /// A security group.
+    Group(SecurityGroupId),
+    /// A prefix list.
+    PrefixList(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(range) => range.fmt(f),
+            Self::Group(group) => group.fmt(f),
+            Self::PrefixList(list) => f.write_str(list),
+        }
+    }
+}
+
+/// An Auto Scaling group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asg {
+    /// Its tags.
+    pub tags: Tags,
+    /// Its health check type includes `ELB`: it terminates what a target group reports unhealthy.
+    pub elb_health: bool,
+    /// The process `AddToLoadBalancer` is suspended: it registers no new instance.
+    pub add_suspended: bool,
+    /// It is being deleted.
+    pub deleting: bool,
+    /// Its instances.
+    pub instances: BTreeSet<InstanceId>,
+    /// Target groups attached as traffic sources.
+    pub sources: BTreeMap<TargetGroupArn, SourceState>,
+    /// Target groups attached by the older calls, which the newer ones neither show nor detach.
+    pub legacy: BTreeSet<TargetGroupArn>,
+}
+
+/// State of a traffic source (Auto Scaling API, `TrafficSourceState`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Instances are being registered.
+    Adding,
+    /// All instances are registered.
+    Added,
+    /// Instances are being deregistered.
+    Removing,
+}
+
+impl Asg {
+    /// Whether it belongs to the cluster, by the tags that EKS, eksctl and kOps give it.
+    pub fn is_tagged_for(&self, cluster: &str) -> bool {
+        let control_plane = ["k8s.io/role/control-plane", "k8s.io/role/master"];
+        let ours = self.tags.contains_key(&format!("kubernetes.io/cluster/{cluster}"))
+            || self.tags.get("eks:cluster-name").is_some_and(|name| name == cluster);
+        ours && !control_plane.iter().any(|key| self.tags.contains_key(*key))
+    }
+}
+
+/// One Service's part of what AWS has.
+#[derive(Debug, Default)]
+pub struct Slice<'a> {
+    /// Load balancers; more than one while one replaces another.
+    pub balancers: Vec<&'a Balancer>,
+    /// Target groups.
+    pub target_groups: Vec<&'a TargetGroup>,
+    /// Frontend security groups.
+    pub groups: Vec<&'a SecurityGroup>,
+    /// Auto Scaling groups that list a target group, by the target group's name.
+    pub attachments: BTreeMap<&'a str, Vec<&'a AsgName>>,
+}
+
+impl Slice<'_> {
+    /// Whether the Service has nothing in AWS.
+    pub fn is_empty(&self) -> bool {
+        self.balancers.is_empty() && self.target_groups.is_empty() && self.groups.is_empty()
+    }
+}
+
+/// What AWS answered to a step that makes something.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Nothing to remember beyond the step itself.
+    Done,
+    /// A load balancer was made.
+    Balancer(Balancer),
+    /// A target group was made.
+    TargetGroup(TargetGroup),
+    /// A security group was made.
+    Group(SecurityGroup),
+    /// A listener was made or changed.
+    Listener(Listener),
+}
+
+impl Observed {
+    /// The part of a Service. Its UID decides: a Service made again under the same name owns nothing of the first.
+    pub fn of<'a>(&'a self, cluster: &str, uid: &str) -> Slice<'a> {
+        let is_theirs = |tags: &Tags| ownership::owner(cluster, tags).is_some_and(|owner| owner.uid == uid);
+        let target_groups: Vec<_> = self.target_groups.values().filter(|group| is_theirs(&group.tags)).collect();
+        let attachments = target_groups
+            .iter()
+            .map(|group| {
+                let holders = self.asgs.iter().filter(|(_, asg)| asg.sources.contains_key(&group.arn));
+                (group.name.as_str(), holders.map(|(name, _)| name).collect())
+            })
+            .collect();
+        Slice {
+            balancers: self.balancers.values().filter(|balancer| is_theirs(&balancer.tags)).collect(),
+            target_groups,
+            groups: self.groups.values().filter(|group| is_theirs(&group.tags)).collect(),
+            attachments,
+        }
+    }
+
+    /// Every Service that owns something.
+    pub fn owners(&self, cluster: &str) -> BTreeSet<Owner> {
+        let tags = self.balancers.values().map(|balancer| &balancer.tags);
+        let tags = tags.chain(self.target_groups.values().map(|group| &group.tags));
+        let tags = tags.chain(self.groups.values().map(|group| &group.tags));
+        tags.filter_map(|tags| ownership::owner(cluster, tags)).collect()
+    }
+
+    /// The backend group.
+    pub fn backend_group(&self, cluster: &str) -> Option<&SecurityGroup> {
+        self.groups.values().find(|group| {
+            ownership::is_of_cluster(cluster, &group.tags) && ownership::role(&group.tags) == Some(Role::BackendGroup)
+        })
+    }
+
+    /// The target group with this ARN.
+    pub fn target_group(&self, arn: &TargetGroupArn) -> Option<&TargetGroup> {
+        self.target_groups.values().find(|group| group.arn == *arn)
+    }
+
+    /// Takes note of a step that succeeded.
+    pub fn record(&mut self, step: &Step, outcome: Outcome) {
+        match outcome {
+            Outcome::Balancer(balancer) => {
+                self.balancers.insert(balancer.name.clone(), balancer);
+                return;
+            }
+            Outcome::TargetGroup(group) => {
+                self.target_groups.insert(group.name.clone(), group);
+                return;
+            }
+            Outcome::Group(group) => {
+                self.groups.insert(group.name.clone(), group);
+                return;
+            }
+            Outcome::Listener(listener) => {
+                if let Step::CreateListener { balancer, port, .. } | Step::ModifyListener { balancer, port, .. } = step
+                    && let Some(balancer) = self.balancers.get_mut(balancer)
+                {
+                    balancer.listeners.get_or_insert_default().insert(*port, listener);
+                }
+                return;
+            }
+            Outcome::Done => {}
+        }
+        match step {
+            Step::Authorize { group, rules, .. } => {
+                if let Some(group) = self.groups.get_mut(group) {
+                    group.rules.extend(rules.iter().cloned());
+                }
+            }
+            Step::Revoke { group, rules } => {
+                if let Some(group) = self.groups.get_mut(group) {
+                    group.rules.retain(|rule| !rules.contains(rule));
+                }
+            }
+            Step::AuthorizeNodes { group, rules, .. } => {
+                self.node_rules.entry(group.clone()).or_default().extend(rules.iter().cloned());
+            }
+            Step::RevokeNodes { group, rules } => {
+                if let Some(present) = self.node_rules.get_mut(group) {
+                    present.retain(|rule| !rules.contains(rule));
+                }
+                self.node_rules.retain(|_, rules| !rules.is_empty());
+            }
+            Step::DeleteGroup { name, .. } => {
+                self.groups.remove(name);
+            }
+            Step::SetGroups { balancer, groups } => {
+                let ids = groups.iter().filter_map(|name| Some(self.groups.get(name)?.id.clone())).collect();
+                if let Some(balancer) = self.balancers.get_mut(balancer) {
+                    balancer.groups = ids;
+                }
+            }
+            Step::SetSubnets { balancer, subnets } => {
+                if let Some(balancer) = self.balancers.get_mut(balancer) {
+                    balancer.subnets = subnets.clone();
+                }
+            }
+            Step::DeleteBalancer { name, .. } => {
+                self.balancers.remove(name);
+            }
+            Step::ModifyHealthCheck { target_group, health } => {
+                if let Some(group) = self.target_groups.get_mut(target_group) {
+                    group.health = health.clone();
+                }
+            }
+            Step::Intend { target_group, intent } => {
+                if let Some(group) = self.target_groups.get_mut(target_group) {
+                    group.intent = *intent;
+                    group.served = false;
+                }
+            }
+            Step::DeleteTargetGroup { name, .. } => {
+                self.target_groups.remove(name);
+            }
+            Step::DeleteListener { balancer, port, .. } => {
+                if let Some(listeners) =
+                    self.balancers.get_mut(balancer).and_then(|balancer| balancer.listeners.as_mut())
+                {
+                    listeners.remove(port);
+                }
+            }
+            Step::Tag { resource, tags } => {
+                if let Some(present) = self.tags_of(resource) {
+                    present.extend(tags.clone());
+                }
+            }
+            Step::Untag { resource, keys } => {
+                if let Some(present) = self.tags_of(resource) {
+                    present.retain(|key, _| !keys.contains(key));
+                }
+            }
+            // Their outcomes carry the new resource.
+            Step::CreateGroup { .. }
+            | Step::CreateBalancer { .. }
+            | Step::CreateTargetGroup { .. }
+            | Step::CreateListener { .. }
+            | Step::ModifyListener { .. } => {}
+        }
+    }
+
+    fn tags_of(&mut self, resource: &Resource) -> Option<&mut Tags> {
+        match resource {
+            Resource::Balancer(name) => Some(&mut self.balancers.get_mut(name)?.tags),
+            Resource::TargetGroup(name) => Some(&mut self.target_groups.get_mut(name)?.tags),
+            Resource::Group(name) => Some(&mut self.groups.get_mut(name)?.tags),
+        }
+    }
+}

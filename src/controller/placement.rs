@@ -1,0 +1,364 @@
+//! Pure: which Auto Scaling group holds which target group, and which nodes are registered one by one.
+//!
+//! A target group attached to an Auto Scaling group as a *traffic source* gets and loses its targets without a call of
+//! ours, so that is where it goes first. What cannot go there is registered directly:
+//!
+//! ```text
+//! node's Auto Scaling group                      | its targets come from
+//! -----------------------------------------------+---------------------------------------------------------
+//! has a free slot of its 50                      | the attachment (oldest Service first; no move without need)
+//! has none                                       | RegisterTargets, until one is free
+//! checks health by ELB                           | RegisterTargets: it would terminate nodes a Service makes unhealthy
+//! in an instance refresh, attach refused         | RegisterTargets, until the refresh ends
+//! has AddToLoadBalancer suspended                | the attachment, and RegisterTargets for what it does not add
+//! none (Karpenter, hand-made)                    | RegisterTargets
+//! any, but the node is excluded by label         | nothing; taken out again where an attachment put it in
+//! ```
+//!
+//! Moves keep a node registered: attach before anything is taken away, register before and after a detach. Only what is
+//! ours is ever detached or deregistered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use jiff::Timestamp;
+
+use super::observed::{Asg, Intent, Observed, SourceState};
+use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
+use crate::model::name;
+use crate::model::node::{Origin, Worker};
+
+/// Target groups of one Auto Scaling group; cannot be raised (EC2 Auto Scaling quotas).
+const SLOTS: usize = 50;
+
+/// What we know of a target group's targets. Not read from AWS while attachments alone decide.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Whether `direct`, `expelled` and `strangers` are complete.
+    pub known: bool,
+    /// Instances of nodes that are registered, as far as an attachment does not account for them.
+    pub direct: BTreeSet<InstanceId>,
+    /// Instances that are not registered although an attachment should have done it, because we took them out.
+    pub expelled: BTreeSet<InstanceId>,
+    /// Registered instances that were no node and in no attached Auto Scaling group when the targets were read.
+    pub strangers: BTreeSet<InstanceId>,
+}
+
+/// Everything placement looks at.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// Name of the cluster.
+    pub cluster: &'a str,
+    /// What AWS has.
+    pub observed: &'a Observed,
+    /// The nodes.
+    pub workers: &'a BTreeMap<String, Worker>,
+    /// Groups of instances that AWS has told us: `None` for an instance in no group.
+    pub membership: &'a BTreeMap<InstanceId, Option<AsgName>>,
+    /// Targets of each target group.
+    pub targets: &'a BTreeMap<TargetGroupArn, Targets>,
+    /// Age and order of each target group's Service.
+    pub seniority: &'a BTreeMap<TargetGroupArn, Seniority>,
+    /// Auto Scaling groups that refuse attachments for now.
+    pub refusing: &'a BTreeSet<AsgName>,
+    /// Instances that AWS refused as targets a moment ago.
+    pub unfit: &'a BTreeSet<InstanceId>,
+}
+
+/// The order in which target groups get slots.
+pub type Seniority = (Timestamp, String, u16);
+
+/// What to do about targets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Target groups to attach, oldest Service first.
+    pub attach: BTreeMap<AsgName, Vec<TargetGroupArn>>,
+    /// Target groups to detach.
+    pub detach: BTreeMap<AsgName, BTreeSet<TargetGroupArn>>,
+    /// Instances to register.
+    pub register: BTreeMap<TargetGroupArn, BTreeSet<InstanceId>>,
+    /// Instances to deregister.
+    pub deregister: BTreeMap<TargetGroupArn, BTreeSet<InstanceId>>,
+    /// Target groups whose targets must be read before a decision.
+    pub read: BTreeSet<TargetGroupArn>,
+    /// Instances whose Auto Scaling group must be looked up before a decision.
+    pub resolve: BTreeSet<InstanceId>,
+    /// Things worth a word to a Service's owner.
+    pub notes: BTreeMap<TargetGroupArn, BTreeSet<Note>>,
+}
+
+/// Why nodes of an Auto Scaling group are registered one by one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// All of its slots are taken.
+    NoSlot(AsgName),
+    /// It terminates instances that target groups report unhealthy.
+    ElbHealthCheck(AsgName),
+    /// It refuses attachments during an instance refresh.
+    InstanceRefresh(AsgName),
+    /// There is nothing to send traffic to.
+    NoNode,
+}
+
+impl Note {
+    /// PascalCase reason of the Event.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSlot(_) => "AutoScalingGroupFull",
+            Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
+            Self::InstanceRefresh(_) => "AutoScalingGroupRefreshing",
+            Self::NoNode => "NoTargetNode",
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let direct = "its nodes are registered one by one";
+        match self {
+            Self::NoSlot(asg) => {
+                write!(f, "Auto Scaling group {asg} has {SLOTS} target groups, which is AWS's limit; {direct}")
+            }
+            Self::ElbHealthCheck(asg) => write!(
+                f,
+                "Auto Scaling group {asg} has health check type ELB and would terminate nodes that this Service makes \
+                 unhealthy; {direct}. Set the health check type to EC2 to have it attached"
+            ),
+            Self::InstanceRefresh(asg) => {
+                write!(f, "Auto Scaling group {asg} takes no target group during an instance refresh; {direct} until then")
+            }
+            Self::NoNode => f.write_str("no node of the cluster can be a target, so the load balancer has none"),
+        }
+    }
+}
+
+impl Placement {
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.attach.is_empty()
+            && self.detach.is_empty()
+            && self.register.is_empty()
+            && self.deregister.is_empty()
+            && self.read.is_empty()
+            && self.resolve.is_empty()
+    }
+
+    /// Whether everything has been done that makes a target group's nodes its targets.
+    pub fn is_served(&self, group: &TargetGroupArn) -> bool {
+        !self.register.contains_key(group)
+            && !self.read.contains(group)
+            && self.resolve.is_empty()
+            && !self.attach.values().any(|groups| groups.contains(group))
+    }
+}
+
+/// A node that can be reasoned about.
+struct Node<'a> {
+    instance: &'a InstanceId,
+    asg: Option<&'a AsgName>,
+    eligible: bool,
+}
+
+/// Decides.
+pub fn place(scene: &Scene<'_>) -> Placement {
+    let mut placement = Placement::default();
+    let nodes = resolve(scene, &mut placement.resolve);
+    let holders = attachments(scene, &nodes, &mut placement);
+    for (arn, intent) in scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)) {
+        if intent == Intent::Serve {
+            targets(scene, &nodes, arn, holders.get(arn), &mut placement);
+        }
+    }
+    placement.register.retain(|_, instances| !instances.is_empty());
+    placement.deregister.retain(|_, instances| !instances.is_empty());
+    placement
+}
+
+/// The Auto Scaling group that a node's instance is in: what AWS said, else what its labels say. `None` if neither does.
+pub fn membership_of(scene: &Scene<'_>, worker: &Worker, instance: &InstanceId) -> Option<Option<AsgName>> {
+    if let Some(told) = scene.membership.get(instance) {
+        return Some(told.clone());
+    }
+    match &worker.origin {
+        Origin::NoGroup => Some(None),
+        Origin::Tagged { key, value } => {
+            let mut tagged = scene.observed.asgs.iter().filter(|(_, asg)| {
+                asg.is_tagged_for(scene.cluster) && asg.tags.get(*key).is_some_and(|tag| tag == value)
+            });
+            // A managed node group can have several Auto Scaling groups; then the label is no answer.
+            match (tagged.next(), tagged.next()) {
+                (Some((name, _)), None) => Some(Some(name.clone())),
+                _ => None,
+            }
+        }
+        Origin::Unknown => None,
+    }
+}
+
+fn resolve<'a>(scene: &'a Scene<'a>, unresolved: &mut BTreeSet<InstanceId>) -> Vec<Node<'a>> {
+    let mut nodes = vec![];
+    for worker in scene.workers.values() {
+        let Ok(instance) = &worker.instance else { continue };
+        match membership_of(scene, worker, instance) {
+            Some(asg) => {
+                let asg = asg.and_then(|name| scene.observed.asgs.get_key_value(&name)).map(|(name, _)| name);
+                nodes.push(Node { instance, asg, eligible: worker.eligible });
+            }
+            None => {
+                unresolved.insert(instance.clone());
+            }
+        }
+    }
+    nodes
+}
+
+/// Plans attachments; returns the Auto Scaling groups that will hold each target group.
+fn attachments<'a>(
+    scene: &'a Scene<'a>,
+    nodes: &[Node<'a>],
+    placement: &mut Placement,
+) -> BTreeMap<&'a TargetGroupArn, BTreeSet<&'a AsgName>> {
+    let mut holders: BTreeMap<&TargetGroupArn, BTreeSet<&AsgName>> = BTreeMap::new();
+    let intents: BTreeMap<_, _> =
+        scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)).collect();
+    for (asg_name, asg) in &scene.observed.asgs {
+        let mut leaving = BTreeSet::new();
+        for (arn, state) in asg.sources.iter().filter(|(_, state)| **state != SourceState::Removing) {
+            match intents.get(arn) {
+                Some(Intent::Serve) if asg.elb_health => {
+                    leaving.insert(arn.clone());
+                }
+                Some(Intent::Serve | Intent::Undecided) => {
+                    debug_assert_ne!(*state, SourceState::Removing);
+                    holders.entry(arn).or_default().insert(asg_name);
+                }
+                Some(Intent::Release) => {
+                    leaving.insert(arn.clone());
+                }
+                None if is_ghost(scene, arn) => {
+                    leaving.insert(arn.clone());
+                }
+                None => {}
+            }
+        }
+        if !leaving.is_empty() {
+            placement.detach.insert(asg_name.clone(), leaving);
+        }
+        if !holds_workers(scene, nodes, asg_name, asg) {
+            continue;
+        }
+        let mut waiting: Vec<_> = intents
+            .iter()
+            .filter(|(arn, intent)| **intent == Intent::Serve && !asg.sources.contains_key(**arn))
+            .map(|(arn, _)| (scene.seniority.get(*arn), *arn))
+            .collect();
+        waiting.sort();
+        let note = if asg.elb_health {
+            Some(Note::ElbHealthCheck(asg_name.clone()))
+        } else if scene.refusing.contains(asg_name) {
+            Some(Note::InstanceRefresh(asg_name.clone()))
+        } else {
+            None
+        };
+        if let Some(note) = note {
+            for arn in intents.iter().filter(|(_, intent)| **intent == Intent::Serve).map(|(arn, _)| *arn) {
+                if asg.elb_health || !asg.sources.contains_key(arn) {
+                    placement.notes.entry(arn.clone()).or_default().insert(note.clone());
+                }
+            }
+            continue;
+        }
+        let free = SLOTS.saturating_sub(asg.sources.len() + asg.legacy.len());
+        for (_, arn) in waiting.iter().skip(free) {
+            placement.notes.entry((*arn).clone()).or_default().insert(Note::NoSlot(asg_name.clone()));
+        }
+        let admitted: Vec<_> = waiting.iter().take(free).map(|(_, arn)| *arn).collect();
+        for arn in &admitted {
+            holders.entry(arn).or_default().insert(asg_name);
+        }
+        if !admitted.is_empty() {
+            placement.attach.insert(asg_name.clone(), admitted.into_iter().cloned().collect());
+        }
+    }
+    holders
+}
+
+/// Whether target groups belong on this Auto Scaling group: it is one of the cluster's, by tag or by a node in it, and
+/// not one whose every node is excluded (a control plane, say).
+fn holds_workers(scene: &Scene<'_>, nodes: &[Node<'_>], name: &AsgName, asg: &Asg) -> bool {
+    let mut members = nodes.iter().filter(|node| node.asg == Some(name)).peekable();
+    let has_nodes = members.peek().is_some();
+    !asg.deleting && if has_nodes { members.any(|node| node.eligible) } else { asg.is_tagged_for(scene.cluster) }
+}
+
+/// A target group of ours that is gone but still listed: its name tells, since its tags went with it.
+fn is_ghost(scene: &Scene<'_>, arn: &TargetGroupArn) -> bool {
+    let named = arn.as_str().split(":targetgroup/").nth(1);
+    named.is_some_and(|rest| rest.starts_with(&name::cluster_prefix(scene.cluster)))
+}
+
+/// Plans registrations of one target group.
+fn targets(
+    scene: &Scene<'_>,
+    nodes: &[Node<'_>],
+    arn: &TargetGroupArn,
+    holders: Option<&BTreeSet<&AsgName>>,
+    placement: &mut Placement,
+) {
+    let unread = Targets::default();
+    let known = scene.targets.get(arn).unwrap_or(&unread);
+    let by_attachment = |node: &Node<'_>| {
+        node.asg.is_some_and(|asg| holders.is_some_and(|holders| holders.contains(asg)))
+    };
+    let adds_nothing =
+        |node: &Node<'_>| node.asg.and_then(|name| scene.observed.asgs.get(name)).is_some_and(|asg| asg.add_suspended);
+    let is_attached_now = |node: &Node<'_>| {
+        let asg = node.asg.and_then(|name| scene.observed.asgs.get(name));
+        asg.is_some_and(|asg| asg.sources.contains_key(arn))
+    };
+    let (mut register, mut deregister) = (BTreeSet::new(), BTreeSet::new());
+    for node in nodes {
+        let instance = node.instance;
+        let missing = if by_attachment(node) {
+            if !node.eligible {
+                // Only once the attachment is there, or it would put the instance in again.
+                if is_attached_now(node) && !known.expelled.contains(instance) {
+                    deregister.insert(instance.clone());
+                }
+                continue;
+            }
+            known.expelled.contains(instance) || (adds_nothing(node) && !known.direct.contains(instance))
+        } else {
+            node.eligible && !known.direct.contains(instance)
+        };
+        if missing && !scene.unfit.contains(instance) {
+            register.insert(instance.clone());
+        }
+    }
+    if nodes.iter().all(|node| !node.eligible) && placement.resolve.is_empty() {
+        placement.notes.entry(arn.clone()).or_default().insert(Note::NoNode);
+    }
+    // An empty list of nodes is more likely a fault on the way here than a cluster without nodes.
+    if !nodes.is_empty() {
+        let stays: BTreeSet<_> = nodes.iter().filter(|node| node.eligible).map(|node| node.instance).collect();
+        let unresolved = &placement.resolve;
+        let gone = known.direct.iter().chain(&known.strangers);
+        let gone = gone.filter(|instance| !stays.contains(instance) && !unresolved.contains(*instance));
+        let held = |instance: &InstanceId| {
+            holders.into_iter().flatten().any(|name| {
+                scene.observed.asgs.get(*name).is_some_and(|asg| asg.instances.contains(instance))
+            })
+        };
+        let is_node = |instance: &InstanceId| nodes.iter().any(|node| node.instance == instance);
+        deregister.extend(gone.filter(|instance| is_node(instance) || !held(instance)).cloned());
+    }
+    if !known.known && !(register.is_empty() && deregister.is_empty()) {
+        placement.read.insert(arn.clone());
+        return;
+    }
+    placement.register.insert(arn.clone(), register);
+    placement.deregister.insert(arn.clone(), deregister);
+}
+
+#[cfg(test)]
+mod tests;

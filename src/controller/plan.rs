@@ -1,0 +1,418 @@
+//! Pure: `(Desired, Slice) → Plan`. The order of steps and the choice between changing and replacing live here.
+//!
+//! ```text
+//! desired | observed | plan
+//! --------+----------+------------------------------------------------------------------
+//!    a    |    -     | create, then connect
+//!    a    |    a'    | change in place; what AWS cannot change has another name, so it is
+//!         |          | the two rows around this one
+//!    -    |    a     | disconnect, release from Auto Scaling groups, delete
+//! ```
+//!
+//! Safety is the order: create and connect first, then disconnect and delete. A listener never points at a target group
+//! that has no targets yet while the one it replaces has some, and a target group is never deleted while an Auto
+//! Scaling group lists it, since such a group could launch nothing any more (kops#8819).
+//!
+//! Steps name resources by name, not by ARN, so that a plan can be shown whole before anything exists.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::desired::{Desired, DesiredGroup, DesiredTargetGroup};
+use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Slice, TargetGroup};
+use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
+use crate::model::ownership::{Tags, tag_changes};
+use crate::model::service::{Protocol, Scheme};
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Makes a security group.
+    CreateGroup { name: String, description: String, tags: Tags },
+    /// Adds inbound rules to one of our groups.
+    Authorize { group: String, rules: BTreeSet<IngressRule> },
+    /// Takes inbound rules out of one of our groups.
+    Revoke { group: String, rules: BTreeSet<IngressRule> },
+    /// Adds inbound rules that name the backend group to a group of the nodes.
+    AuthorizeNodes { group: SecurityGroupId, rules: BTreeSet<IngressRule> },
+    /// Takes such rules out again.
+    RevokeNodes { group: SecurityGroupId, rules: BTreeSet<IngressRule> },
+    /// Deletes one of our groups.
+    DeleteGroup { name: String, because: &'static str },
+    /// Makes a load balancer. It carries groups from the start, since one born without can never get any.
+    CreateBalancer { name: String, scheme: Scheme, subnets: BTreeMap<Zone, SubnetId>, groups: Vec<String>, tags: Tags },
+    /// Sets the groups of a load balancer.
+    SetGroups { balancer: String, groups: Vec<String> },
+    /// Sets the subnets of a load balancer.
+    SetSubnets { balancer: String, subnets: BTreeMap<Zone, SubnetId> },
+    /// Deletes a load balancer, and its listeners with it.
+    DeleteBalancer { name: String, because: &'static str },
+    /// Makes a target group.
+    CreateTargetGroup(DesiredTargetGroup),
+    /// Changes a health check.
+    ModifyHealthCheck { target_group: String, health: HealthCheck },
+    /// Tells placement what to do with a target group. No AWS call.
+    Intend { target_group: String, intent: Intent },
+    /// Deletes a target group.
+    DeleteTargetGroup { name: String, because: &'static str },
+    /// Makes a listener.
+    CreateListener { balancer: String, port: u16, protocol: Protocol, target_group: String, tags: Tags },
+    /// Changes a listener.
+    ModifyListener { balancer: String, port: u16, protocol: Protocol, target_group: String },
+    /// Deletes a listener.
+    DeleteListener { balancer: String, port: u16, because: &'static str },
+    /// Sets tags.
+    Tag { resource: Resource, tags: Tags },
+    /// Removes tags that we set before.
+    Untag { resource: Resource, keys: Vec<String> },
+}
+
+/// Something with tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// A load balancer, by name.
+    Balancer(String),
+    /// A target group, by name.
+    TargetGroup(String),
+    /// A security group, by name.
+    Group(String),
+}
+
+impl Resource {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Balancer(name) | Self::TargetGroup(name) | Self::Group(name) => name,
+        }
+    }
+}
+
+/// Something that must happen before the next step can be planned. Not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// AWS is setting the load balancer up.
+    Provisioning { balancer: String },
+    /// A new target group gets its targets before the listener moves to it.
+    Targets { target_group: String },
+    /// Auto Scaling groups still list the target group.
+    Detaching { target_group: String, asgs: Vec<AsgName> },
+    /// The load balancer that replaces another one is not usable yet.
+    Replacement { balancer: String },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Provisioning { balancer } => write!(f, "waiting for load balancer {balancer} to become active"),
+            Self::Targets { target_group } => write!(f, "waiting for target group {target_group} to get its targets"),
+            Self::Detaching { target_group, asgs } => {
+                let names: Vec<_> = asgs.iter().map(AsgName::as_str).collect();
+                write!(f, "waiting for Auto Scaling group {} to let go of target group {target_group}", names.join(", "))
+            }
+            Self::Replacement { balancer } => write!(f, "waiting for load balancer {balancer} to take over"),
+        }
+    }
+}
+
+/// What to do now, and what is waited for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Writes, in order.
+    pub steps: Vec<Step>,
+    /// What holds further steps back.
+    pub waits: Vec<Wait>,
+}
+
+impl Step {
+    /// Whether later steps of the same plan make sense although this one failed. Tags, rules and health checks stand
+    /// for themselves; what is made or connected carries the rest.
+    pub const fn is_independent(&self) -> bool {
+        matches!(
+            self,
+            Self::Tag { .. }
+                | Self::Untag { .. }
+                | Self::Authorize { .. }
+                | Self::Revoke { .. }
+                | Self::AuthorizeNodes { .. }
+                | Self::SetGroups { .. }
+                | Self::SetSubnets { .. }
+                | Self::ModifyHealthCheck { .. }
+                | Self::Intend { .. }
+        )
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let join = |rules: &BTreeSet<IngressRule>| {
+            rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let zones = |subnets: &BTreeMap<Zone, SubnetId>| {
+            subnets.iter().map(|(zone, subnet)| format!("{subnet} ({zone})")).collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            Self::CreateGroup { name, .. } => write!(f, "create security group {name}"),
+            Self::Authorize { group, rules } => write!(f, "allow in security group {group}: {}", join(rules)),
+            Self::Revoke { group, rules } => write!(f, "no longer allow in security group {group}: {}", join(rules)),
+            Self::AuthorizeNodes { group, rules } => write!(f, "allow in node group {group}: {}", join(rules)),
+            Self::RevokeNodes { group, rules } => write!(f, "no longer allow in node group {group}: {}", join(rules)),
+            Self::DeleteGroup { name, because } => write!(f, "delete security group {name}: {because}"),
+            Self::CreateBalancer { name, scheme, subnets, .. } => {
+                write!(f, "create {scheme} load balancer {name} in {}", zones(subnets))
+            }
+            Self::SetGroups { balancer, groups } => {
+                write!(f, "set security groups of load balancer {balancer} to {}", groups.join(", "))
+            }
+            Self::SetSubnets { balancer, subnets } => {
+                write!(f, "set subnets of load balancer {balancer} to {}", zones(subnets))
+            }
+            Self::DeleteBalancer { name, because } => write!(f, "delete load balancer {name}: {because}"),
+            Self::CreateTargetGroup(group) => {
+                write!(f, "create target group {} for {} {}", group.name, group.protocol.as_str(), group.port)
+            }
+            Self::ModifyHealthCheck { target_group, health } => {
+                write!(f, "check health of target group {target_group} by {} on {}", health.protocol, health.port)
+            }
+            Self::Intend { target_group, intent } => write!(f, "{intent:?} target group {target_group}"),
+            Self::DeleteTargetGroup { name, because } => write!(f, "delete target group {name}: {because}"),
+            Self::CreateListener { balancer, port, protocol, target_group, .. } => {
+                write!(f, "create listener {} {port} on {balancer} to {target_group}", protocol.as_str())
+            }
+            Self::ModifyListener { balancer, port, protocol, target_group } => {
+                write!(f, "point listener {} {port} on {balancer} to {target_group}", protocol.as_str())
+            }
+            Self::DeleteListener { balancer, port, because } => {
+                write!(f, "delete listener {port} on {balancer}: {because}")
+            }
+            Self::Tag { resource, tags } => {
+                write!(f, "tag {} with {}", resource.name(), tags.keys().cloned().collect::<Vec<_>>().join(", "))
+            }
+            Self::Untag { resource, keys } => write!(f, "remove tags of {}: {}", resource.name(), keys.join(", ")),
+        }
+    }
+}
+
+const NOT_ASKED_FOR: &str = "the Service does not ask for it";
+const REPLACED: &str = "another one takes its place";
+const RELEASED: &str = "the Service is no longer served";
+
+/// What to do so that AWS has what a Service desires.
+pub fn plan(desired: &Desired, slice: &Slice<'_>) -> Plan {
+    let mut plan = Plan::default();
+    plan.frontend_group(&desired.frontend, slice);
+    let balancer = slice.balancers.iter().copied().find(|balancer| balancer.name == desired.balancer.name);
+    plan.create_balancer(desired, balancer);
+    plan.target_groups(desired, slice);
+    plan.listeners(desired, slice, balancer);
+    if let Some(balancer) = balancer {
+        plan.change_balancer(desired, balancer);
+    }
+    plan.remove_extras(desired, slice, balancer);
+    plan
+}
+
+/// What to do so that AWS has nothing of a Service any more.
+///
+/// The load balancer goes first: traffic ends at once and for good, nothing drains after that, and where AWS refuses
+/// the deletion (protection, an endpoint service) nothing else has been touched.
+pub fn teardown(slice: &Slice<'_>) -> Plan {
+    let mut plan = Plan::default();
+    for balancer in &slice.balancers {
+        plan.steps.push(Step::DeleteBalancer { name: balancer.name.clone(), because: RELEASED });
+    }
+    for group in &slice.target_groups {
+        plan.remove_target_group(group, slice, RELEASED);
+    }
+    if plan.waits.is_empty() {
+        for group in &slice.groups {
+            plan.steps.push(Step::DeleteGroup { name: group.name.clone(), because: RELEASED });
+        }
+    }
+    plan
+}
+
+impl Plan {
+    fn push(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    fn frontend_group(&mut self, desired: &DesiredGroup, slice: &Slice<'_>) {
+        let name = &desired.name;
+        let Some(observed) = slice.groups.iter().find(|group| group.name == *name) else {
+            let (description, tags) = (desired.description.clone(), desired.tags.clone());
+            self.push(Step::CreateGroup { name: name.clone(), description, tags });
+            self.push(Step::Authorize { group: name.clone(), rules: desired.rules.clone() });
+            return;
+        };
+        let missing: BTreeSet<_> = desired.rules.difference(&observed.rules).cloned().collect();
+        if !missing.is_empty() {
+            self.push(Step::Authorize { group: name.clone(), rules: missing });
+        }
+        let stale: BTreeSet<_> = observed.rules.difference(&desired.rules).cloned().collect();
+        if !stale.is_empty() {
+            self.push(Step::Revoke { group: name.clone(), rules: stale });
+        }
+        self.tags(&Resource::Group(name.clone()), &desired.tags, &observed.tags);
+    }
+
+    fn create_balancer(&mut self, desired: &Desired, observed: Option<&Balancer>) {
+        match observed.map(|balancer| &balancer.state) {
+            None => self.push(Step::CreateBalancer {
+                name: desired.balancer.name.clone(),
+                scheme: desired.balancer.scheme,
+                subnets: desired.balancer.subnets.clone(),
+                groups: desired.balancer.groups.clone(),
+                tags: desired.balancer.tags.clone(),
+            }),
+            Some(BalancerState::Provisioning) => {
+                self.waits.push(Wait::Provisioning { balancer: desired.balancer.name.clone() });
+            }
+            Some(BalancerState::Active | BalancerState::Failed(_)) => {}
+        }
+    }
+
+    fn target_groups(&mut self, desired: &Desired, slice: &Slice<'_>) {
+        for group in desired.target_groups.values() {
+            let name = &group.name;
+            let Some(observed) = slice.target_groups.iter().find(|observed| observed.name == *name) else {
+                self.push(Step::CreateTargetGroup(group.clone()));
+                continue;
+            };
+            if observed.intent != Intent::Serve {
+                self.push(Step::Intend { target_group: name.clone(), intent: Intent::Serve });
+            }
+            if observed.health != group.health {
+                self.push(Step::ModifyHealthCheck { target_group: name.clone(), health: group.health.clone() });
+            }
+            self.tags(&Resource::TargetGroup(name.clone()), &group.tags, &observed.tags);
+        }
+    }
+
+    fn listeners(&mut self, desired: &Desired, slice: &Slice<'_>, balancer: Option<&Balancer>) {
+        let none = BTreeMap::new();
+        let observed = balancer.and_then(|balancer| balancer.listeners.as_ref()).unwrap_or(&none);
+        for (port, group) in &desired.target_groups {
+            let (balancer, port) = (desired.balancer.name.clone(), *port);
+            let (target_group, protocol) = (group.name.clone(), group.protocol);
+            let Some(listener) = observed.get(&port) else {
+                let tags = desired.listener_tags.clone();
+                self.push(Step::CreateListener { balancer, port, protocol, target_group, tags });
+                continue;
+            };
+            let wanted = slice.target_groups.iter().find(|observed| observed.name == group.name);
+            let connected = wanted.is_some_and(|wanted| listener.target_group.as_ref() == Some(&wanted.arn));
+            if connected && listener.protocol == protocol.as_str() {
+                continue;
+            }
+            // Where the listener points at nothing of ours there is nothing to protect by waiting.
+            let moves = slice.target_groups.iter().any(|old| listener.target_group.as_ref() == Some(&old.arn));
+            if moves && !connected && !wanted.is_some_and(|wanted| wanted.served) {
+                self.waits.push(Wait::Targets { target_group });
+            } else {
+                self.push(Step::ModifyListener { balancer, port, protocol, target_group });
+            }
+        }
+        for port in observed.keys().filter(|port| !desired.target_groups.contains_key(port)) {
+            let balancer = desired.balancer.name.clone();
+            self.push(Step::DeleteListener { balancer, port: *port, because: NOT_ASKED_FOR });
+        }
+    }
+
+    fn change_balancer(&mut self, desired: &Desired, observed: &Balancer) {
+        let wanted = &desired.balancer;
+        let ids: BTreeSet<_> = wanted.group_ids.iter().cloned().collect();
+        if ids.len() != wanted.groups.len() || ids != observed.groups {
+            self.push(Step::SetGroups { balancer: wanted.name.clone(), groups: wanted.groups.clone() });
+        }
+        if let Some(subnets) = next_subnets(&wanted.subnets, &observed.subnets) {
+            self.push(Step::SetSubnets { balancer: wanted.name.clone(), subnets });
+        }
+        self.tags(&Resource::Balancer(wanted.name.clone()), &wanted.tags, &observed.tags);
+    }
+
+    /// What the Service owns and does not ask for: target groups once no listener needs them, then whole load
+    /// balancers once their successor is usable.
+    fn remove_extras(&mut self, desired: &Desired, slice: &Slice<'_>, balancer: Option<&Balancer>) {
+        let usable = balancer.is_some_and(|balancer| {
+            balancer.state == BalancerState::Active
+                && balancer.listeners.as_ref().is_some_and(|listeners| {
+                    desired.target_groups.keys().all(|port| listeners.contains_key(port))
+                })
+        });
+        let all_served = desired.target_groups.values().all(|group| {
+            slice.target_groups.iter().any(|observed| observed.name == group.name && observed.served)
+        });
+        let mut in_use: BTreeSet<_> = self
+            .waits
+            .iter()
+            .any(|wait| matches!(wait, Wait::Targets { .. }))
+            .then(|| balancer.and_then(|balancer| balancer.listeners.as_ref()))
+            .flatten()
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .filter_map(|listener| listener.target_group.clone())
+            .collect();
+        for old in slice.balancers.iter().filter(|old| old.name != desired.balancer.name) {
+            if usable && all_served {
+                self.push(Step::DeleteBalancer { name: old.name.clone(), because: REPLACED });
+            } else {
+                self.waits.push(Wait::Replacement { balancer: desired.balancer.name.clone() });
+                let listeners = old.listeners.iter().flat_map(BTreeMap::values);
+                in_use.extend(listeners.filter_map(|listener| listener.target_group.clone()));
+            }
+        }
+        let wanted: BTreeSet<_> = desired.target_groups.values().map(|group| group.name.as_str()).collect();
+        for group in &slice.target_groups {
+            if !wanted.contains(group.name.as_str()) && !in_use.contains(&group.arn) {
+                self.remove_target_group(group, slice, NOT_ASKED_FOR);
+            }
+        }
+        for group in slice.groups.iter().filter(|group| group.name != desired.frontend.name) {
+            self.push(Step::DeleteGroup { name: group.name.clone(), because: REPLACED });
+        }
+    }
+
+    /// Release, see it let go everywhere, delete: each in its own round.
+    fn remove_target_group(&mut self, group: &TargetGroup, slice: &Slice<'_>, because: &'static str) {
+        let name = group.name.clone();
+        if group.intent != Intent::Release {
+            self.push(Step::Intend { target_group: name.clone(), intent: Intent::Release });
+        }
+        match slice.attachments.get(group.name.as_str()) {
+            Some(asgs) if !asgs.is_empty() => {
+                let asgs = asgs.iter().copied().cloned().collect();
+                self.waits.push(Wait::Detaching { target_group: name, asgs });
+            }
+            _ => self.push(Step::DeleteTargetGroup { name, because }),
+        }
+    }
+
+    fn tags(&mut self, resource: &Resource, desired: &Tags, observed: &Tags) {
+        let (tags, keys) = tag_changes(desired, observed);
+        if !tags.is_empty() {
+            self.push(Step::Tag { resource: resource.clone(), tags });
+        }
+        if !keys.is_empty() {
+            self.push(Step::Untag { resource: resource.clone(), keys });
+        }
+    }
+}
+
+/// The subnets to set next. The subnet of an enabled zone cannot be swapped in one call: the zone is left out first and
+/// put back with the next plan (ELB API, `SetSubnets`; LBC#4171).
+fn next_subnets(
+    desired: &BTreeMap<Zone, SubnetId>,
+    observed: &BTreeMap<Zone, SubnetId>,
+) -> Option<BTreeMap<Zone, SubnetId>> {
+    if desired == observed {
+        return None;
+    }
+    let swapped = |zone: &Zone, subnet: &SubnetId| observed.get(zone).is_some_and(|enabled| enabled != subnet);
+    let kept = desired.iter().filter(|(zone, subnet)| !swapped(zone, subnet));
+    let next: BTreeMap<_, _> = kept.map(|(zone, subnet)| (zone.clone(), subnet.clone())).collect();
+    // One zone must always be left; `desired` refuses a swap that would empty the set.
+    if next.is_empty() { None } else { Some(next) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,425 @@
+//! One Service, from what its owner wrote to what AWS has: claim, parse, desire, plan, apply, report.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::ResourceExt;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::Store;
+use tokio::time::Instant;
+
+use super::account::{Account, StepError};
+use super::apply::apply;
+use super::desired::{Desired, Refusal, desired, node_rules};
+use super::observed::BalancerState;
+use super::plan::{Plan, Step, Wait, plan, teardown};
+use super::report::{self, Reporter};
+use crate::cluster::event::Kind;
+use crate::cluster::service::{set_finalizer, set_hostname};
+use crate::metrics::{Metrics, Reconciled};
+use crate::model::annotation::{Annotations, Problem};
+use crate::model::name;
+use crate::model::ownership::{Role, cluster_tags};
+use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse};
+
+/// Plans in a row before others get their turn. A first create takes two, a replacement three.
+const ROUNDS: usize = 8;
+/// A network that cannot be used is looked at again this often.
+const NETWORK_RETRY: Duration = Duration::from_secs(30);
+/// Something was lost under our feet: plan again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What every reconcile shares.
+pub struct Context {
+    /// The Kubernetes client.
+    pub client: kube::Client,
+    /// The account.
+    pub account: Arc<Account>,
+    /// Says what happened.
+    pub reporter: Arc<Reporter>,
+    /// All Services.
+    pub services: Store<Service>,
+    /// The class we claim.
+    pub class: String,
+    /// Whether Services without class are ours too.
+    pub claim_classless: bool,
+    /// Longest wait after a failure.
+    pub longest_wait: Duration,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Failures by UID.
+    pub failures: Mutex<BTreeMap<String, Failure>>,
+}
+
+/// Failures of one Service in a row.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Of what its owner wrote. An edit ends the wait.
+    fingerprint: u64,
+    count: u32,
+    until: Instant,
+}
+
+/// A reconcile that was cut short by the API server. Tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server refused a write to the Service")]
+pub struct Interrupted(#[from] kube::Error);
+
+/// How a reconcile ended.
+enum Ending {
+    Settled,
+    Waiting,
+    Refused(Option<Duration>),
+    Failed(StepError),
+}
+
+impl Context {
+    fn is_ours(&self, service: &Service) -> bool {
+        is_claimed(service, &self.class, self.claim_classless) && service.metadata.deletion_timestamp.is_none()
+    }
+}
+
+/// Reconciles one Service.
+///
+/// # Errors
+/// What the API server refused.
+pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<Action, Interrupted> {
+    let uid = service.uid().unwrap_or_default();
+    let is_ours = context.is_ours(&service);
+    let has_finalizer = service.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let owns = !context.account.state().observed.of(&context.account.policy.cluster, &uid).is_empty();
+    if !is_ours && !has_finalizer && !owns {
+        return Ok(Action::await_change());
+    }
+    let fingerprint = fingerprint(&service);
+    if let Some(rest) = remaining_wait(&context, &uid, fingerprint) {
+        return Ok(Action::requeue(rest));
+    }
+    let ending = if is_ours { serve(&service, &context).await? } else { release(&service, &context).await? };
+    let result = match &ending {
+        Ending::Settled => "settled",
+        Ending::Waiting => "waiting",
+        Ending::Refused(_) => "refused",
+        Ending::Failed(_) => "failed",
+    };
+    context.metrics.reconciles.get_or_create(&Reconciled { result }).inc();
+    Ok(match ending {
+        Ending::Failed(error) => failed(&service, &context, fingerprint, error).await,
+        Ending::Refused(delay) => delay.map_or_else(Action::await_change, Action::requeue),
+        Ending::Waiting => Action::await_change(),
+        Ending::Settled => {
+            failures(&context).remove(&uid);
+            context.reporter.forget(&uid, |reason| {
+                reason.starts_with("Aws") || [report::INVALID, report::NETWORK, report::WAITING].contains(&reason)
+            });
+            Action::await_change()
+        }
+    })
+}
+
+/// What to do when a reconcile was interrupted: a conflict passes by itself.
+pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Action {
+    tracing::debug!(error = error as &dyn std::error::Error, "interrupted");
+    Action::requeue(AGAIN)
+}
+
+async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupted> {
+    let none = BTreeMap::new();
+    let warnings = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none)).warnings();
+    if !warnings.is_empty() {
+        context.reporter.tell(service, Kind::Warning, report::IGNORED, &warnings.join("; ")).await;
+    }
+    let spec = match parse(service) {
+        Ok(spec) => spec,
+        Err(problems) => return Ok(refuse(service, context, &problems).await),
+    };
+    set_finalizer(&context.client, service, true).await?;
+    if let Err(error) = ensure_shared(context).await {
+        return Ok(Ending::Failed(error));
+    }
+    let mut first_failure = None;
+    for _ in 0..ROUNDS {
+        if let Some(error) = ensure_listeners_known(context, &spec).await {
+            return Ok(Ending::Failed(error));
+        }
+        let (desired, plan) = match decide(context, &spec) {
+            Ok(decided) => decided,
+            Err(Refusal::Service(problems)) => return Ok(refuse(service, context, &problems).await),
+            Err(Refusal::Network(sentence)) => {
+                context.reporter.tell(service, Kind::Warning, report::NETWORK, &sentence).await;
+                context.account.recheck.notify_one();
+                return Ok(Ending::Refused(Some(NETWORK_RETRY.min(context.longest_wait))));
+            }
+        };
+        let before = first_failure.is_some();
+        let carried = carry_out(context, &plan).await;
+        match carried {
+            Ok(failure) => first_failure = first_failure.or(failure),
+            Err(error) => return Ok(Ending::Failed(error)),
+        }
+        if plan.steps.is_empty() || (before && first_failure.is_some()) {
+            let usable = publish_hostname(service, context, &desired).await?;
+            return Ok(match first_failure {
+                Some(error) => Ending::Failed(error),
+                None if usable && plan.waits.is_empty() => Ending::Settled,
+                None => {
+                    tell_waits(service, context, &plan.waits).await;
+                    Ending::Waiting
+                }
+            });
+        }
+    }
+    Ok(Ending::Refused(Some(AGAIN)))
+}
+
+/// Takes a plan's steps. What does not depend on a step that failed is done all the same, and the first failure
+/// returned.
+async fn carry_out(context: &Context, plan: &Plan) -> Result<Option<StepError>, StepError> {
+    let mut first_failure = None;
+    for step in &plan.steps {
+        match apply(&context.account, step).await {
+            Ok(()) => {}
+            Err(error) if step.is_independent() => {
+                first_failure.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(first_failure)
+}
+
+fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
+    let account = &context.account;
+    let policy = &account.policy;
+    let mut state = account.state();
+    let Some(facts) = state.facts.clone() else {
+        return Err(Refusal::Network("the cluster's VPC is not known yet".into()));
+    };
+    let desired = desired(spec, &facts, policy, &state.observed)?;
+    for (port, group) in &desired.target_groups {
+        if let Some(known) = state.observed.target_groups.get(&group.name) {
+            let seniority = (spec.created, spec.owner.service.to_string(), *port);
+            let arn = known.arn.clone();
+            state.seniority.insert(arn, seniority);
+        }
+    }
+    let plan = plan(&desired, &state.observed.of(&policy.cluster, &spec.owner.uid));
+    Ok((desired, plan))
+}
+
+/// Reads the listeners of the Service's load balancers where nobody has yet.
+async fn ensure_listeners_known(context: &Context, spec: &ServiceSpec) -> Option<StepError> {
+    let unread: Vec<_> = {
+        let state = context.account.state();
+        let slice = state.observed.of(&context.account.policy.cluster, &spec.owner.uid);
+        let unread = slice.balancers.iter().filter(|balancer| balancer.listeners.is_none());
+        unread.map(|balancer| (balancer.name.clone(), balancer.arn.clone())).collect()
+    };
+    for (name, arn) in unread {
+        match context.account.aws.describe_listeners_of(&arn).await {
+            Ok(listeners) => {
+                if let Some(balancer) = context.account.state().observed.balancers.get_mut(&name) {
+                    balancer.listeners = Some(listeners);
+                }
+            }
+            Err(error) => return Some(error.into()),
+        }
+    }
+    None
+}
+
+/// Writes the hostname once the load balancer can be used; until then it stays what it is, so that nobody looks up a
+/// name that does not resolve yet and remembers the answer (CAPA#5032). Returns whether it can be used.
+async fn publish_hostname(service: &Service, context: &Context, desired: &Desired) -> Result<bool, Interrupted> {
+    let balancer = context.account.state().observed.balancers.get(&desired.balancer.name).cloned();
+    let Some(balancer) = balancer else { return Ok(false) };
+    match balancer.state {
+        BalancerState::Active => {}
+        BalancerState::Provisioning => return Ok(false),
+        BalancerState::Failed(reason) => {
+            let note = format!("AWS could not set up load balancer {}: {reason}", balancer.name);
+            context.reporter.tell(service, Kind::Warning, report::FAILED, &note).await;
+            return Ok(false);
+        }
+    }
+    if set_hostname(&context.client, service, Some(&balancer.dns_name)).await? {
+        let note = format!("load balancer {} is reachable at {}", balancer.name, balancer.dns_name.to_ascii_lowercase());
+        context.reporter.tell(service, Kind::Normal, report::READY, &note).await;
+    }
+    Ok(true)
+}
+
+async fn tell_waits(service: &Service, context: &Context, waits: &[Wait]) {
+    let mut sentences: Vec<_> = waits.iter().map(ToString::to_string).collect();
+    sentences.dedup();
+    if !sentences.is_empty() {
+        context.reporter.tell(service, Kind::Normal, report::WAITING, &sentences.join("; ")).await;
+    }
+}
+
+async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> Ending {
+    let uid = service.uid().unwrap_or_default();
+    context.account.state().keep_serving(&context.account.policy.cluster, &uid);
+    context.account.placement.notify_one();
+    let sentences: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    context.reporter.tell(service, Kind::Warning, report::INVALID, &sentences.join("; ")).await;
+    Ending::Refused(None)
+}
+
+/// Gives back everything a Service has, then the Service itself.
+async fn release(service: &Service, context: &Context) -> Result<Ending, Interrupted> {
+    let uid = service.uid().unwrap_or_default();
+    if service.metadata.deletion_timestamp.is_some() {
+        set_hostname(&context.client, service, None).await?;
+    }
+    match give_back(context, &uid).await {
+        Ok(waits) if waits.is_empty() => {}
+        Ok(waits) => {
+            tell_waits(service, context, &waits).await;
+            return Ok(Ending::Waiting);
+        }
+        Err(error) => return Ok(Ending::Failed(error)),
+    }
+    release_shared(context).await;
+    if service.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        context.reporter.tell(service, Kind::Normal, report::DELETED, "the load balancer and all that belongs to it is gone").await;
+        set_finalizer(&context.client, service, false).await?;
+    }
+    context.reporter.forget(&uid, |_| true);
+    Ok(Ending::Settled)
+}
+
+/// Deletes what the Service with this UID owns. Returns what is waited for; nothing means that nothing is left.
+///
+/// # Errors
+/// The step that failed.
+pub async fn give_back(context: &Context, uid: &str) -> Result<Vec<Wait>, StepError> {
+    loop {
+        let plan = teardown(&context.account.state().observed.of(&context.account.policy.cluster, uid));
+        if plan.steps.is_empty() {
+            return Ok(plan.waits);
+        }
+        if let Some(error) = carry_out(context, &plan).await? {
+            return Err(error);
+        }
+    }
+}
+
+/// Makes what all Services share: the backend group, and the rules that admit it to the nodes.
+///
+/// # Errors
+/// The step that failed.
+pub async fn ensure_shared(context: &Context) -> Result<(), StepError> {
+    let account = &context.account;
+    let policy = &account.policy;
+    let _one_at_a_time = account.shared.lock().await;
+    if account.state().facts.is_none() {
+        return Ok(());
+    }
+    if account.state().observed.backend_group(&policy.cluster).is_none() {
+        let step = Step::CreateGroup {
+            name: name::backend_group(&policy.cluster),
+            description: format!("Load balancers of cluster {}", policy.cluster),
+            tags: cluster_tags(&policy.cluster, Role::BackendGroup),
+        };
+        apply(account, &step).await?;
+    }
+    let steps = {
+        let state = account.state();
+        let backend = state.observed.backend_group(&policy.cluster).map(|group| node_rules(policy, &group.id));
+        let desired = backend.unwrap_or_default();
+        let groups = state.facts.iter().flat_map(|facts| &facts.node_groups.chosen);
+        let mut steps = vec![];
+        for group in groups {
+            let present = state.observed.node_rules.get(group).cloned().unwrap_or_default();
+            let missing: std::collections::BTreeSet<_> = desired.difference(&present).cloned().collect();
+            let stale: std::collections::BTreeSet<_> = present.difference(&desired).cloned().collect();
+            if !missing.is_empty() {
+                steps.push(Step::AuthorizeNodes { group: group.clone(), rules: missing });
+            }
+            if !stale.is_empty() {
+                steps.push(Step::RevokeNodes { group: group.clone(), rules: stale });
+            }
+        }
+        steps
+    };
+    for step in &steps {
+        apply(account, step).await?;
+    }
+    Ok(())
+}
+
+/// Gives back what all Services share, once there is none left. What fails is tried again with the next drift check.
+pub async fn release_shared(context: &Context) {
+    let account = &context.account;
+    let cluster = &account.policy.cluster;
+    let _one_at_a_time = account.shared.lock().await;
+    let steps = {
+        let state = account.state();
+        let wanted = context.services.find(|service| context.is_ours(service)).is_some();
+        if wanted || !state.observed.owners(cluster).is_empty() {
+            return;
+        }
+        let rules = state.observed.node_rules.iter();
+        let rules = rules.map(|(group, rules)| Step::RevokeNodes { group: group.clone(), rules: rules.clone() });
+        let group = state.observed.backend_group(cluster);
+        let because = "no Service needs it";
+        rules.chain(group.map(|group| Step::DeleteGroup { name: group.name.clone(), because })).collect::<Vec<_>>()
+    };
+    for step in &steps {
+        if let Err(error) = apply(account, step).await {
+            tracing::warn!(%step, error = &error as &dyn std::error::Error, "left for the next drift check");
+            return;
+        }
+    }
+}
+
+fn failures(context: &Context) -> std::sync::MutexGuard<'_, BTreeMap<String, Failure>> {
+    context.failures.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is left of the wait after a failure. An edit of the Service ends it.
+fn remaining_wait(context: &Context, uid: &str, fingerprint: u64) -> Option<Duration> {
+    let mut failures = failures(context);
+    let failure = failures.get(uid)?;
+    if failure.fingerprint != fingerprint {
+        failures.remove(uid);
+        return None;
+    }
+    Some(failure.until.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
+}
+
+async fn failed(service: &Service, context: &Context, fingerprint: u64, error: StepError) -> Action {
+    let StepError::Aws(error) = error else {
+        tracing::info!(service = %owner_of(service).service, %error, "plan again");
+        return Action::requeue(AGAIN);
+    };
+    let uid = service.uid().unwrap_or_default();
+    let (first, longest) = error.delays();
+    let (count, delay) = {
+        let mut failures = failures(context);
+        let count = failures.get(&uid).map_or(0, |failure| failure.count) + 1;
+        let delay = first.saturating_mul(2u32.saturating_pow(count - 1)).min(longest).min(context.longest_wait);
+        failures.insert(uid, Failure { fingerprint, count, until: Instant::now() + delay });
+        (count, delay)
+    };
+    if error.is_worth_an_event(count) {
+        context.reporter.tell(service, Kind::Warning, error.class.reason(), &error.to_string()).await;
+    }
+    tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = &error as &dyn std::error::Error, "failed");
+    // It may have taken effect, or the view may be wrong: look before the next try.
+    context.account.recheck.notify_one();
+    Action::requeue(delay)
+}
+
+/// Of what an owner can edit. Our own writes (finalizer, status) do not change it.
+fn fingerprint(service: &Service) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{:?}", service.spec).hash(&mut hasher);
+    service.metadata.annotations.hash(&mut hasher);
+    service.metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,91 @@
+//! What people are told: one Event for each transition, not one for each try.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
+use kube::Resource;
+use kube::runtime::reflector::{ObjectRef, Store};
+
+use crate::cluster::event::{Events, Kind};
+use crate::model::ownership::Owner;
+use crate::model::service::owner_of;
+
+/// The load balancer can be used.
+pub const READY: &str = "LoadBalancerReady";
+/// Something is being waited for.
+pub const WAITING: &str = "Waiting";
+/// The load balancer and all that belongs to it is gone.
+pub const DELETED: &str = "LoadBalancerDeleted";
+/// Its owner must change the Service.
+pub const INVALID: &str = "InvalidConfiguration";
+/// Some of what the Service says has no effect.
+pub const IGNORED: &str = "ConfigurationIgnored";
+/// No subnet can be used, or the VPC is not known.
+pub const NETWORK: &str = "NetworkNotUsable";
+/// AWS could not set the load balancer up.
+pub const FAILED: &str = "LoadBalancerFailed";
+
+/// Publishes what is new.
+pub struct Reporter {
+    events: Events,
+    services: Store<Service>,
+    nodes: Store<Node>,
+    said: Mutex<BTreeMap<(String, String), String>>,
+}
+
+impl Reporter {
+    /// Nothing has been said yet.
+    pub fn new(events: Events, services: Store<Service>, nodes: Store<Node>) -> Self {
+        Self { events, services, nodes, said: Mutex::default() }
+    }
+
+    /// Says something about a Service, unless it was the last thing said for this reason.
+    pub async fn tell(&self, service: &Service, kind: Kind, reason: &str, note: &str) {
+        let owner = owner_of(service);
+        if self.is_new(&owner.uid, reason, note) {
+            match kind {
+                Kind::Normal => tracing::info!(service = %owner.service, reason, note),
+                Kind::Warning => tracing::warn!(service = %owner.service, reason, note),
+            }
+            self.publish(&service.object_ref(&()), kind, reason, note).await;
+        }
+    }
+
+    /// Warns about a Service that is known by its owner's tags only.
+    pub async fn warn_owner(&self, owner: &Owner, reason: &str, note: &str) {
+        let reference = ObjectRef::new(&owner.service.name).within(&owner.service.namespace);
+        match self.services.get(&reference).filter(|service| service.metadata.uid.as_deref() == Some(&owner.uid)) {
+            Some(service) => self.tell(&service, Kind::Warning, reason, note).await,
+            None => tracing::warn!(service = %owner.service, reason, note, "of a Service that is gone"),
+        }
+    }
+
+    /// Warns about a Node.
+    pub async fn warn_node(&self, name: &str, reason: &str, note: &str) {
+        let Some(node) = self.nodes.get(&ObjectRef::new(name)) else { return };
+        if self.is_new(&format!("node/{name}"), reason, note) {
+            tracing::warn!(node = name, reason, note);
+            self.publish(&node.object_ref(&()), Kind::Warning, reason, note).await;
+        }
+    }
+
+    /// Forgets what was said about a Service for these reasons, so that it is said again if it comes back.
+    pub fn forget(&self, uid: &str, is_over: impl Fn(&str) -> bool) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|(object, reason), _| object != uid || !is_over(reason));
+    }
+
+    fn is_new(&self, object: &str, reason: &str, note: &str) -> bool {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = said.insert((object.to_owned(), reason.to_owned()), note.to_owned());
+        before.is_none_or(|before| before != note)
+    }
+
+    async fn publish(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
+        // An Event that cannot be written must not hold up the work it is about.
+        if let Err(error) = self.events.publish(about, kind, reason, note).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot publish an Event");
+        }
+    }
+}

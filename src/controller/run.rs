@@ -1,0 +1,340 @@
+//! Wiring: streams in, loops side by side, and the end of all of them when one ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::runtime::controller::{Config, Controller};
+use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Api, ResourceExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use super::account::Account;
+use super::desired::Policy;
+use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
+use super::report::Reporter;
+use super::{drift, targets};
+use crate::admin::{self, Health};
+use crate::aws::{self, Aws};
+use crate::cluster::event::Events;
+use crate::cluster::lease;
+use crate::metrics::Metrics;
+use crate::model::node::Worker;
+use crate::model::ownership::Owner;
+use crate::model::service::is_claimed;
+use crate::settings;
+
+/// After something was missed or failed, the account is read again this soon.
+const RECHECK: Duration = Duration::from_secs(3);
+/// Load balancers that AWS is setting up are looked at this often; it takes one to three minutes.
+const PROVISIONING: Duration = Duration::from_secs(5);
+/// The first look comes sooner.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+/// Work under way gets this long to end when the process is to end.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Runs the controller until a signal or the loss of leadership.
+///
+/// # Errors
+/// Why it could not start, or had to end.
+pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    end_on_signal(stop.clone())?;
+    let metrics = Metrics::default();
+    let health = Health::default();
+    let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen: cannot listen on {}", settings.listen))?;
+    tokio::spawn(admin::serve(listener, health.clone(), metrics.clone()));
+
+    let client = kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
+    let (leading, leader) = watch::channel(!settings.leader_elect);
+
+    let mut tasks = JoinSet::new();
+    let (nodes, node_writer) = store();
+    let (services, service_writer) = store();
+    let (changed_nodes, mut node_changes) = watch::channel(());
+    let node_stream = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .modify(trim_node)
+        .reflect(node_writer);
+    tasks.spawn(async move {
+        node_stream
+            .for_each(|event| {
+                match event {
+                    Ok(_) => drop(changed_nodes.send(())),
+                    Err(error) => tracing::warn!(%error, "cannot watch Nodes"),
+                }
+                std::future::ready(())
+            })
+            .await;
+    });
+
+    if settings.leader_elect {
+        // Standing by is being ready.
+        health.set_ready(true);
+        let identity = format!("{instance}_{}", std::process::id());
+        let (client, namespace, stop) = (client.clone(), settings.namespace.clone(), stop.clone());
+        tasks.spawn(lease::hold(client, namespace, identity, leading.clone(), stop));
+    }
+    let mut awaited = leader.clone();
+    tokio::select! {
+        () = stop.cancelled() => return finish(tasks).await,
+        ended = tasks.join_next() => bail!("ended before it began: {ended:?}"),
+        won = awaited.wait_for(|leads| *leads) => drop(won.context("leadership cannot be won")?),
+    }
+
+    nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
+    let workers = read_workers(&nodes);
+    let region = settings.region.clone().or_else(|| region_of(&nodes));
+    let config = aws::configuration(region).await;
+    if config.region().is_none() {
+        bail!("cannot find the AWS Region: set --region or AWS_REGION");
+    }
+    let policy = Policy {
+        cluster: settings.cluster_name.clone(),
+        default_scheme: settings.default_scheme,
+        node_ports: settings.node_port_range,
+        health_port: settings.health_port,
+    };
+    let vpc = settings.vpc_id.as_deref().map(Into::into);
+    let (account, woken) = Account::new(Aws::new(&config, &metrics), policy, vpc, leader);
+    let account = Arc::new(account);
+    account.state().workers = workers;
+
+    let events = Events::new(client.clone(), instance);
+    let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone()));
+    let context = Arc::new(Context {
+        client: client.clone(),
+        account: Arc::clone(&account),
+        reporter: Arc::clone(&reporter),
+        services: services.clone(),
+        class: settings.load_balancer_class.clone(),
+        claim_classless: settings.claim_classless,
+        longest_wait: settings.retry_max_interval,
+        metrics: metrics.clone(),
+        failures: Mutex::default(),
+    });
+
+    let mut rotation = drift::Rotation::default();
+    read_first(&account, &mut rotation, &stop).await;
+    if stop.is_cancelled() {
+        return finish(tasks).await;
+    }
+    tracing::info!(
+        cluster = settings.cluster_name,
+        region = account.aws.region(),
+        asgs = account.state().observed.asgs.len(),
+        balancers = account.state().observed.balancers.len(),
+        "read the account"
+    );
+
+    let (drifted, drifts) = tokio::sync::mpsc::unbounded_channel();
+    {
+        let account = Arc::clone(&account);
+        tasks.spawn(async move {
+            while node_changes.changed().await.is_ok() {
+                account.state().workers = read_workers(&nodes);
+                account.placement.notify_one();
+            }
+        });
+    }
+    tasks.spawn(targets::run(Arc::clone(&account), reporter));
+    tasks.spawn(watch_provisioning(Arc::clone(&account)));
+    tasks.spawn(check_drift(Arc::clone(&context), rotation, settings.drift_interval, drifted));
+
+    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff().modify(|service: &mut Service| {
+        service.metadata.managed_fields = None;
+    });
+    let stream = reflector(service_writer, stream).applied_objects();
+    let woken = UnboundedReceiverStream::new(woken)
+        .map(|owner: Owner| ObjectRef::new(&owner.service.name).within(&owner.service.namespace));
+    let controller = Controller::for_stream(stream, services)
+        .with_config(Config::default().concurrency(settings.concurrency))
+        .reconcile_on(woken)
+        .reconcile_all_on(UnboundedReceiverStream::new(drifts))
+        .graceful_shutdown_on(stop.clone().cancelled_owned())
+        .run(reconcile, interrupted, context)
+        .for_each(|_| std::future::ready(()));
+    health.set_ready(true);
+    tokio::pin!(controller);
+    tokio::select! {
+        () = &mut controller => {}
+        ended = tasks.join_next() => {
+            stop.cancel();
+            bail!("a task of the controller ended: {ended:?}");
+        }
+    }
+    finish(tasks).await
+}
+
+/// Lets the Lease go and ends the rest.
+async fn finish(mut tasks: JoinSet<()>) -> anyhow::Result<()> {
+    // The Lease's task ends by itself; the others only with the process.
+    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_next()).await;
+    tasks.shutdown().await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+fn end_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ending, after the work under way");
+        stop.cancel();
+        tokio::time::sleep(GRACE).await;
+        tracing::error!("work under way did not end in time");
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+/// Nothing is planned before the account has been read once. What hinders that is said, and tried again.
+async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &CancellationToken) {
+    let mut delay = Duration::from_secs(1);
+    loop {
+        match drift::check(account, rotation).await {
+            Ok(_) => return,
+            // Everything but the network is known; Services are told what is missing.
+            Err(error @ drift::DriftError::NoVpc(_)) => return tracing::warn!(%error, "no load balancer can be made yet"),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, ?delay, "cannot read the account"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// Looks at load balancers that are being set up, all in one call, while there are any.
+async fn watch_provisioning(account: Arc<Account>) {
+    loop {
+        account.provisioning.notified().await;
+        let mut pause = FIRST_LOOK;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = PROVISIONING.min(pause * 2);
+            let pending = account.state().provisioning();
+            if pending.is_empty() {
+                break;
+            }
+            match account.aws.describe_balancers_by_arn(&pending).await {
+                Ok(fresh) => {
+                    let changed = account.state().record_states(fresh);
+                    changed.iter().for_each(|tags| account.wake_owner_of(tags));
+                }
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot read load balancers"),
+            }
+        }
+    }
+}
+
+/// Reads the account again and again, and has every Service looked at after it.
+async fn check_drift(
+    context: Arc<Context>,
+    mut rotation: drift::Rotation,
+    interval: Duration,
+    drifted: tokio::sync::mpsc::UnboundedSender<()>,
+) {
+    let account = &context.account;
+    let mut pause = interval;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = account.recheck.notified() => tokio::time::sleep(RECHECK.min(interval)).await,
+        }
+        if account.fence().is_err() {
+            continue;
+        }
+        pause = match drift::check(account, &mut rotation).await {
+            Ok(again) => {
+                context.metrics.drift_checks.inc();
+                if again { RECHECK.min(interval) } else { interval }
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the account");
+                RECHECK.max(interval / 10)
+            }
+        };
+        if !account.state().provisioning().is_empty() {
+            account.provisioning.notify_one();
+        }
+        collect_orphans(&context).await;
+        let ours = |service: &Service| is_claimed(service, &context.class, context.claim_classless);
+        let count = context.services.state_filter(|service| ours(service)).len();
+        context.metrics.services.set(i64::try_from(count).unwrap_or(i64::MAX));
+        if count == 0 {
+            release_shared(&context).await;
+        } else if let Err(error) = ensure_shared(&context).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot put right what all Services share");
+        }
+        if drifted.send(()).is_err() {
+            return;
+        }
+    }
+}
+
+/// Gives back what belongs to Services that are gone: their finalizer was taken off by somebody else. The API server
+/// itself is asked, not the cache, before anything is deleted.
+async fn collect_orphans(context: &Context) {
+    let owners = context.account.state().observed.owners(&context.account.policy.cluster);
+    for owner in owners {
+        let is_theirs = |service: &Service| service.uid().as_deref() == Some(&owner.uid);
+        if context.services.find(|service| is_theirs(service)).is_some() {
+            continue;
+        }
+        let api: Api<Service> = Api::namespaced(context.client.clone(), &owner.service.namespace);
+        match api.get_opt(&owner.service.name).await {
+            Ok(found) if found.as_ref().is_some_and(is_theirs) => {}
+            Ok(_) => {
+                tracing::info!(service = %owner.service, uid = owner.uid, "giving back what a Service left behind");
+                if let Err(error) = give_back(context, &owner.uid).await {
+                    tracing::warn!(service = %owner.service, error = &error as &dyn std::error::Error, "left for the next drift check");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot ask for a Service"),
+        }
+    }
+}
+
+fn trim_node(node: &mut Node) {
+    node.metadata.managed_fields = None;
+    node.metadata.annotations = None;
+    node.status = None;
+    if let Some(spec) = &mut node.spec {
+        spec.pod_cidrs = None;
+        spec.config_source = None;
+    }
+}
+
+fn read_workers(nodes: &Store<Node>) -> BTreeMap<String, Worker> {
+    let none = BTreeMap::new();
+    let nodes = nodes.state();
+    let read = nodes.iter().filter_map(|node| {
+        let labels = node.metadata.labels.as_ref().unwrap_or(&none);
+        let provider_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
+        Some((node.name_any(), Worker::read(&node.name_any(), labels, provider_id)?))
+    });
+    read.collect()
+}
+
+/// The Region of the nodes, where the environment names none.
+fn region_of(nodes: &Store<Node>) -> Option<String> {
+    if ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some()) {
+        return None;
+    }
+    nodes.state().iter().find_map(|node| node.labels().get("topology.kubernetes.io/region").cloned())
+}

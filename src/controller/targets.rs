@@ -1,0 +1,417 @@
+//! Carries out what [`placement`](super::placement) says: the one writer of targets and traffic sources.
+//!
+//! One pass does a batch for each Auto Scaling group, all groups side by side, then looks again. A failure puts off
+//! just the group it concerns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::Instant;
+
+use super::account::{Account, REFUSAL_LIFETIME, StepError};
+use super::drift::learn_networks;
+use super::observed::{Intent, SourceState};
+use super::placement::{Placement, Targets};
+use super::report::Reporter;
+use crate::aws::autoscaling::SOURCES_PER_CALL;
+use crate::aws::classify::{AwsError, Class};
+use crate::model::id::{AsgName, TargetGroupArn};
+use crate::model::ownership;
+
+/// Services that come together are served together: what arrives within this time shares its calls.
+const GATHER: Duration = Duration::from_millis(300);
+/// Waits between two looks at changes under way in an Auto Scaling group.
+const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// An instance that AWS does not take is worth a word after this time; most are just starting or stopping.
+const UNFIT_PATIENCE: Duration = Duration::from_secs(120);
+/// A look even without a ring, for what waits for a time to pass.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// What failed, and when to try again.
+#[derive(Debug, Default)]
+struct Backoff(BTreeMap<String, (Instant, u32)>);
+
+impl Backoff {
+    fn is_due(&self, key: &str, now: Instant) -> bool {
+        self.0.get(key).is_none_or(|(until, _)| *until <= now)
+    }
+
+    /// Puts a key off and returns how often it has failed.
+    fn put_off(&mut self, key: &str, error: &AwsError, now: Instant) -> u32 {
+        let (first, longest) = error.delays();
+        let entry = self.0.entry(key.to_owned()).or_insert((now, 0));
+        entry.1 += 1;
+        entry.0 = now + longest.min(first * 2u32.saturating_pow(entry.1 - 1));
+        entry.1
+    }
+
+    fn forget(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+}
+
+/// Runs until the process ends.
+pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
+    let mut backoff = Backoff::default();
+    let mut look = LOOK.0;
+    let mut looked = Instant::now();
+    loop {
+        let is_changing = is_changing(&account);
+        let pause = if is_changing { look } else { HEARTBEAT };
+        tokio::select! {
+            () = account.placement.notified() => tokio::time::sleep(GATHER).await,
+            () = tokio::time::sleep(pause) => {}
+        }
+        if is_changing && looked.elapsed() >= look {
+            look_at_changes(&account, &mut backoff).await;
+            looked = Instant::now();
+            look = LOOK.1.min(look * 2);
+        } else if !is_changing {
+            look = LOOK.0;
+        }
+        pass(&account, &reporter, &mut backoff).await;
+    }
+}
+
+/// Whether some Auto Scaling group has changes under way that something waits for: a target group that is to go, or more
+/// to attach than fits beside those under way.
+fn is_changing(account: &Account) -> bool {
+    !waited_for(account).is_empty()
+}
+
+fn waited_for(account: &Account) -> BTreeSet<AsgName> {
+    let state = account.state();
+    let placement = state.place(&account.policy.cluster, Instant::now());
+    let asgs = state.observed.asgs.iter();
+    let waited = asgs.filter(|(name, asg)| {
+        let is = |wanted| asg.sources.values().any(|state| *state == wanted);
+        is(SourceState::Removing) || (is(SourceState::Adding) && placement.attach.contains_key(*name))
+    });
+    waited.map(|(name, _)| name.clone()).collect()
+}
+
+async fn look_at_changes(account: &Account, backoff: &mut Backoff) {
+    for asg in waited_for(account) {
+        let began = account.state().now();
+        match account.aws.describe_sources(&asg).await {
+            Ok(sources) => {
+                let mut state = account.state();
+                if state.now() != began {
+                    tracing::trace!(%asg, "something was written meanwhile");
+                }
+                let Some(known) = state.observed.asgs.get_mut(&asg) else { continue };
+                let before = std::mem::replace(&mut known.sources, sources);
+                let let_go: Vec<_> = before.into_keys().filter(|arn| !known.sources.contains_key(arn)).collect();
+                let gone: Vec<_> =
+                    let_go.iter().filter_map(|arn| Some(state.observed.target_group(arn)?.tags.clone())).collect();
+                for arn in &let_go {
+                    // Its instances left with it: what is registered must be read again.
+                    state.targets.entry(arn.clone()).and_modify(|targets| targets.known = false);
+                }
+                state.touch(asg.as_str());
+                drop(state);
+                gone.iter().for_each(|tags| account.wake_owner_of(tags));
+            }
+            Err(error) => {
+                tracing::warn!(%asg, error = &error as &dyn std::error::Error, "cannot read traffic sources");
+                backoff.put_off(asg.as_str(), &error, Instant::now());
+            }
+        }
+    }
+}
+
+/// One pass.
+async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
+    let now = Instant::now();
+    let placement = account.state().place(&account.policy.cluster, now);
+    if !placement.is_empty() && account.fence().is_ok() {
+        if !placement.resolve.is_empty() || !placement.read.is_empty() {
+            find_out(account, &placement, backoff, now).await;
+            account.placement.notify_one();
+        }
+        register(account, reporter, &placement, backoff, now).await;
+        let asgs: BTreeSet<_> = placement.attach.keys().chain(placement.detach.keys()).cloned().collect();
+        let due: Vec<_> = asgs.into_iter().filter(|asg| backoff.is_due(asg.as_str(), now)).collect();
+        let outcomes = join_all(due.iter().map(|asg| drive(account, &placement, asg))).await;
+        for (asg, outcome) in due.iter().zip(outcomes) {
+            settle(account, reporter, backoff, asg, outcome, now).await;
+        }
+        deregister(account, reporter, &placement, backoff, now).await;
+    }
+    mark_served(account);
+    tell(account, reporter).await;
+}
+
+/// Reads what a decision needs.
+async fn find_out(account: &Account, placement: &Placement, backoff: &mut Backoff, now: Instant) {
+    const MEMBERSHIP: &str = "membership";
+    if !placement.resolve.is_empty() && backoff.is_due(MEMBERSHIP, now) {
+        let instances: Vec<_> = placement.resolve.iter().cloned().collect();
+        let answer = async {
+            let membership = account.aws.describe_membership(&instances).await?;
+            learn_networks(account, account.aws.describe_instances(&instances).await?, false).await?;
+            Ok::<_, AwsError>(membership)
+        };
+        match answer.await {
+            Ok(membership) => {
+                backoff.forget(MEMBERSHIP);
+                let mut state = account.state();
+                let unknown = membership.values().flatten().any(|name| !state.observed.asgs.contains_key(name));
+                state.membership.extend(membership);
+                drop(state);
+                if unknown {
+                    account.recheck.notify_one();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the Auto Scaling groups of nodes");
+                backoff.put_off(MEMBERSHIP, &error, now);
+            }
+        }
+    }
+    for arn in placement.read.iter().filter(|arn| backoff.is_due(arn.as_str(), now)).cloned().collect::<Vec<_>>() {
+        match account.aws.describe_targets(&arn).await {
+            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, listed, false),
+            Err(error) if error.class == Class::Missing => lost(account, &arn),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets");
+                backoff.put_off(arn.as_str(), &error, now);
+            }
+        }
+    }
+}
+
+/// A target group that is in the view and not in AWS: its Service makes it again.
+fn lost(account: &Account, arn: &TargetGroupArn) {
+    let mut state = account.state();
+    let Some(group) = state.observed.target_group(arn) else { return };
+    let (name, tags) = (group.name.clone(), group.tags.clone());
+    state.observed.target_groups.remove(&name);
+    state.touch(name);
+    drop(state);
+    account.wake_owner_of(&tags);
+}
+
+async fn register(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
+    for (arn, instances) in placement.register.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>() {
+        if account.fence().is_err() {
+            return;
+        }
+        match account.aws.register(arn, instances).await {
+            Ok(outcome) => {
+                backoff.forget(arn.as_str());
+                let mut state = account.state();
+                for instance in &outcome.registered {
+                    state.unfit.remove(instance);
+                }
+                let targets = state.targets.entry(arn.clone()).or_default();
+                targets.expelled.retain(|instance| !outcome.registered.contains(instance));
+                targets.direct.extend(outcome.registered);
+                for (instance, words) in outcome.unfit {
+                    state.record_unfit(instance, words, now);
+                }
+            }
+            Err(error) if error.class == Class::Missing => lost(account, arn),
+            Err(error) => fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await,
+        }
+    }
+}
+
+async fn deregister(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
+    for (arn, instances) in placement.deregister.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>() {
+        if account.fence().is_err() {
+            return;
+        }
+        match account.aws.deregister(arn, instances).await {
+            Ok(()) => {
+                let mut state = account.state();
+                let Targets { direct, expelled, strangers, .. } = state.targets.entry(arn.clone()).or_default();
+                direct.retain(|instance| !instances.contains(instance));
+                strangers.retain(|instance| !instances.contains(instance));
+                expelled.extend(instances.iter().cloned());
+            }
+            Err(error) => fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await,
+        }
+    }
+}
+
+/// What came of one Auto Scaling group's turn.
+enum Turn {
+    Fine,
+    /// The call failed for these target groups.
+    Failed(BTreeSet<TargetGroupArn>, AwsError),
+}
+
+/// One batch of attachments and one of detachments. Ten a call and about ten under way in a group at a time are what
+/// Auto Scaling takes (terraform-provider-aws#11301).
+async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Result<Turn, StepError> {
+    let room = || {
+        let state = account.state();
+        let sources = state.observed.asgs.get(asg).map(|asg| &asg.sources);
+        let changing = sources.map_or(0, |sources| sources.values().filter(|state| **state != SourceState::Added).count());
+        SOURCES_PER_CALL.saturating_sub(changing)
+    };
+    let batch: Vec<_> = placement.attach.get(asg).into_iter().flatten().take(room()).cloned().collect();
+    if !batch.is_empty() {
+        if let Some(failed) = attach(account, asg, &batch).await? {
+            return Ok(failed);
+        }
+        account.placement.notify_one();
+    }
+    let batch: Vec<_> = placement.detach.get(asg).into_iter().flatten().take(room()).cloned().collect();
+    if !batch.is_empty() {
+        account.fence()?;
+        tracing::info!(%asg, target_groups = batch.len(), "detaching");
+        if let Err(error) = account.aws.detach(asg, &batch).await {
+            account.recheck.notify_one();
+            return Ok(Turn::Failed(batch.into_iter().collect(), error));
+        }
+        let mut state = account.state();
+        state.touch(asg.as_str());
+        let Some(known) = state.observed.asgs.get_mut(asg) else { return Ok(Turn::Fine) };
+        for arn in &batch {
+            known.sources.insert(arn.clone(), SourceState::Removing);
+        }
+        let members = known.instances.clone();
+        for arn in &batch {
+            // AWS deregisters the group's instances, whoever registered them.
+            state.targets.entry(arn.clone()).or_default().direct.retain(|instance| !members.contains(instance));
+        }
+        drop(state);
+        account.placement.notify_one();
+    }
+    Ok(Turn::Fine)
+}
+
+async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> Result<Option<Turn>, StepError> {
+    account.fence()?;
+    tracing::info!(%asg, target_groups = batch.len(), "attaching");
+    match account.aws.attach(asg, batch).await {
+        Ok(()) => {
+            let mut state = account.state();
+            state.touch(asg.as_str());
+            if let Some(known) = state.observed.asgs.get_mut(asg) {
+                known.sources.extend(batch.iter().map(|arn| (arn.clone(), SourceState::Adding)));
+            }
+            for arn in batch {
+                state.targets.entry(arn.clone()).or_default().expelled.clear();
+            }
+            Ok(None)
+        }
+        // One that vanished fails the whole batch (KIA#254): find it, and attach the others.
+        Err(error) if error.message.contains("may not be valid") && batch.len() > 1 => {
+            for arn in batch {
+                Box::pin(attach(account, asg, std::slice::from_ref(arn))).await?;
+            }
+            Ok(None)
+        }
+        Err(error) if error.message.contains("may not be valid") => {
+            batch.iter().for_each(|arn| lost(account, arn));
+            Ok(None)
+        }
+        Err(error) if error.code.starts_with("InstanceRefreshInProgress") => {
+            account.state().refusing.insert(asg.clone(), Instant::now() + REFUSAL_LIFETIME);
+            account.placement.notify_one();
+            Ok(None)
+        }
+        Err(error) => {
+            // Others attach too: the number of free slots may be an old one.
+            account.recheck.notify_one();
+            Ok(Some(Turn::Failed(batch.iter().cloned().collect(), error)))
+        }
+    }
+}
+
+async fn settle(
+    account: &Account,
+    reporter: &Reporter,
+    backoff: &mut Backoff,
+    asg: &AsgName,
+    outcome: Result<Turn, StepError>,
+    now: Instant,
+) {
+    match outcome {
+        Ok(Turn::Fine) => backoff.forget(asg.as_str()),
+        Ok(Turn::Failed(groups, error)) => fail(account, reporter, backoff, asg.as_str(), &groups, &error, now).await,
+        Err(error) => tracing::info!(%asg, %error, "nothing done"),
+    }
+}
+
+/// Puts a key off, and tells the owners once it is worth a word.
+async fn fail(
+    account: &Account,
+    reporter: &Reporter,
+    backoff: &mut Backoff,
+    key: &str,
+    groups: &BTreeSet<TargetGroupArn>,
+    error: &AwsError,
+    now: Instant,
+) {
+    let failures = backoff.put_off(key, error, now);
+    tracing::warn!(failures, error = error as &dyn std::error::Error, "targets not changed");
+    if error.is_worth_an_event(failures) {
+        for owner in owners(account, groups) {
+            reporter.warn_owner(&owner, error.class.reason(), &error.to_string()).await;
+        }
+    }
+}
+
+fn owners(account: &Account, groups: &BTreeSet<TargetGroupArn>) -> BTreeSet<ownership::Owner> {
+    let state = account.state();
+    let tags = groups.iter().filter_map(|arn| Some(&state.observed.target_group(arn)?.tags));
+    tags.filter_map(|tags| ownership::owner(&account.policy.cluster, tags)).collect()
+}
+
+/// Marks the target groups for which everything is done, and wakes those that waited for it.
+fn mark_served(account: &Account) {
+    let mut state = account.state();
+    let placement = state.place(&account.policy.cluster, Instant::now());
+    let mut woken = vec![];
+    for group in state.observed.target_groups.values_mut() {
+        let served = group.intent == Intent::Serve && placement.is_served(&group.arn);
+        if served && !group.served {
+            woken.push(group.tags.clone());
+        }
+        group.served = served;
+    }
+    drop(state);
+    woken.iter().for_each(|tags| account.wake_owner_of(tags));
+}
+
+/// Events about placement: on Services, and on Nodes that cannot be targets.
+async fn tell(account: &Account, reporter: &Reporter) {
+    let (notes, nodes) = {
+        let state = account.state();
+        let placement = state.place(&account.policy.cluster, Instant::now());
+        let mut notes: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (arn, said) in &placement.notes {
+            let owner = state.observed.target_group(arn).and_then(|group| ownership::owner(&account.policy.cluster, &group.tags));
+            if let Some(owner) = owner {
+                notes.entry(owner).or_default().extend(said.iter().cloned());
+            }
+        }
+        let nodes: Vec<_> = state
+            .workers
+            .values()
+            .filter_map(|worker| match &worker.instance {
+                Err(sentence) => Some((worker.name.clone(), "InvalidProviderID", sentence.clone())),
+                Ok(instance) => {
+                    let unfit = state.unfit.get(instance)?;
+                    let lasting = unfit.since.elapsed() >= UNFIT_PATIENCE;
+                    lasting.then(|| (worker.name.clone(), "TargetRefused", unfit.words.clone()))
+                }
+            })
+            .collect();
+        (notes, nodes)
+    };
+    for (owner, said) in notes {
+        for note in said {
+            reporter.warn_owner(&owner, note.reason(), &note.to_string()).await;
+        }
+    }
+    for (name, reason, sentence) in nodes {
+        reporter.warn_node(&name, reason, &sentence).await;
+    }
+}

@@ -1,0 +1,26 @@
+//! weir makes `type: LoadBalancer` work on EKS.
+//!
+//! ```text
+//!   Service ──parse──► ServiceSpec ─┐
+//!   VPC, subnets, nodes ─► Facts ───┼─desired─► Desired ─┐
+//!                                   │                    ├─plan─► Plan ─apply─► AWS ─► status, Events
+//!   AWS ─────drift check────────────┴──► Observed ───────┤            │
+//!                    ▲                                   └─place─► Placement ─► traffic sources, targets
+//!                    └───────────── each write of ours is recorded ───┘
+//! ```
+//!
+//! What decides is pure and lives in [`model`] and in `controller::{desired, plan, placement}`; what acts is thin and
+//! lives in [`aws`], [`cluster`] and the rest of [`controller`].
+
+#![forbid(unsafe_code)]
+#![warn(clippy::pedantic, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::must_use_candidate, clippy::module_name_repetitions, reason = "noise in a binary's own library")]
+
+pub mod admin;
+pub mod aws;
+pub mod cluster;
+pub mod controller;
+pub mod metrics;
+pub mod model;
+pub mod settings;
+pub mod telemetry;

@@ -1,0 +1,288 @@
+//! The one table of annotations, and the grammar of their values.
+//!
+//! Keys and meanings are those of the AWS Load Balancer Controller (its guide, "Service annotations"), so that an
+//! existing manifest can be brought along. A key that is in nobody's table is most often a typing mistake, and one that
+//! weir knows but does not honour must not be dropped silently: both come back as a warning.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// What every key of the table begins with.
+const PREFIX: &str = "service.beta.kubernetes.io/";
+const BALANCER_PREFIX: &str = "service.beta.kubernetes.io/aws-load-balancer-";
+
+/// `internal` or `internet-facing`.
+pub const SCHEME: &str = "service.beta.kubernetes.io/aws-load-balancer-scheme";
+/// The load balancer's name.
+pub const NAME: &str = "service.beta.kubernetes.io/aws-load-balancer-name";
+/// Ids or names of subnets.
+pub const SUBNETS: &str = "service.beta.kubernetes.io/aws-load-balancer-subnets";
+/// Tags for every resource of the Service.
+pub const RESOURCE_TAGS: &str = "service.beta.kubernetes.io/aws-load-balancer-additional-resource-tags";
+/// Source ranges; `spec.loadBalancerSourceRanges` goes before it.
+pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+/// Which controller should take the Service. With weir the class alone decides; the key is read to say so.
+const TYPE: &str = "service.beta.kubernetes.io/aws-load-balancer-type";
+/// `instance` is what weir does; `ip` cannot be had.
+const TARGET_TYPE: &str = "service.beta.kubernetes.io/aws-load-balancer-nlb-target-type";
+
+const HONOURED: [&str; 5] = [SCHEME, NAME, SUBNETS, RESOURCE_TAGS, SOURCE_RANGES];
+
+/// Keys, without [`PREFIX`], that the AWS Load Balancer Controller or AWS's cloud provider know and this release does
+/// not honour yet.
+const NOT_HONOURED: [&str; 42] = [
+    "aws-load-balancer-access-log-emit-interval",
+    "aws-load-balancer-access-log-enabled",
+    "aws-load-balancer-access-log-s3-bucket-name",
+    "aws-load-balancer-access-log-s3-bucket-prefix",
+    "aws-load-balancer-alpn-policy",
+    "aws-load-balancer-attributes",
+    "aws-load-balancer-backend-protocol",
+    "aws-load-balancer-connection-draining-enabled",
+    "aws-load-balancer-connection-draining-timeout",
+    "aws-load-balancer-connection-idle-timeout",
+    "aws-load-balancer-cross-zone-load-balancing-enabled",
+    "aws-load-balancer-disable-nlb-sg",
+    "aws-load-balancer-eip-allocations",
+    "aws-load-balancer-enable-icmp-for-path-mtu-discovery",
+    "aws-load-balancer-enable-prefix-for-ipv6-source-nat",
+    "aws-load-balancer-enable-tcp-udp-listener",
+    "aws-load-balancer-extra-security-groups",
+    "aws-load-balancer-healthcheck-healthy-threshold",
+    "aws-load-balancer-healthcheck-interval",
+    "aws-load-balancer-healthcheck-path",
+    "aws-load-balancer-healthcheck-port",
+    "aws-load-balancer-healthcheck-protocol",
+    "aws-load-balancer-healthcheck-success-codes",
+    "aws-load-balancer-healthcheck-timeout",
+    "aws-load-balancer-healthcheck-unhealthy-threshold",
+    "aws-load-balancer-inbound-sg-rules-on-private-link-traffic",
+    "aws-load-balancer-internal",
+    "aws-load-balancer-ip-address-type",
+    "aws-load-balancer-ipv6-addresses",
+    "aws-load-balancer-manage-backend-security-group-rules",
+    "aws-load-balancer-minimum-load-balancer-capacity",
+    "aws-load-balancer-multi-cluster-target-group",
+    "aws-load-balancer-private-ipv4-addresses",
+    "aws-load-balancer-proxy-protocol",
+    "aws-load-balancer-proxy-protocol-per-target-group",
+    "aws-load-balancer-quic-enabled-ports",
+    "aws-load-balancer-security-group-prefix-lists",
+    "aws-load-balancer-security-groups",
+    "aws-load-balancer-source-nat-ipv6-prefixes",
+    "aws-load-balancer-ssl-cert",
+    "aws-load-balancer-ssl-negotiation-policy",
+    "aws-load-balancer-ssl-ports",
+];
+/// The same for keys that end in a port or a protocol and port.
+const NOT_HONOURED_FAMILIES: [&str; 4] = [
+    "aws-load-balancer-listener-attributes.",
+    "aws-load-balancer-target-group-attributes",
+    "aws-load-balancer-target-node-labels",
+    "actions.",
+];
+
+/// One thing wrong with a Service, as the sentence its owner reads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// Full annotation key, or path of a field in the Service.
+    pub field: String,
+    /// The value as given.
+    pub value: String,
+    /// What is wrong with it, as the end of a sentence that begins with the value.
+    pub wrong: String,
+    /// Grammar or allowed values.
+    pub expected: String,
+}
+
+impl Problem {
+    /// A problem of these parts.
+    pub fn new(
+        field: impl Into<String>,
+        value: impl Into<String>,
+        wrong: impl Into<String>,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self { field: field.into(), value: value.into(), wrong: wrong.into(), expected: expected.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?} {}; expected {}", self.field, self.value, self.wrong, self.expected)
+    }
+}
+
+/// A Service's annotations.
+#[derive(Clone, Copy, Debug)]
+pub struct Annotations<'a>(pub &'a BTreeMap<String, String>);
+
+impl<'a> Annotations<'a> {
+    /// A value without blanks around it. Empty is the same as not set, for every key.
+    pub fn text(self, key: &str) -> Option<&'a str> {
+        self.0.get(key).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// A list: split at commas, trimmed, empty parts dropped.
+    pub fn list(self, key: &str) -> Vec<&'a str> {
+        let parts = self.text(key).unwrap_or_default().split(',');
+        parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    }
+
+    /// A map `k=v,k=v`. The first `=` splits, a backslash takes the next character literally, and a part without `=`,
+    /// an empty key, a key given twice or a comma at the end is an error.
+    ///
+    /// # Errors
+    /// The sentence that says which part is wrong.
+    pub fn map(self, key: &str) -> Result<BTreeMap<String, String>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(BTreeMap::new()) };
+        let wrong = |what: String| Problem::new(key, text, what, r"key=value,… with \, for a comma inside a value");
+        let mut map = BTreeMap::new();
+        for part in split_unescaped(text, ',') {
+            let sides = split_once_unescaped(&part, '=');
+            let Some((name, value)) = sides.map(|(name, value)| (unescape(name.trim()), unescape(value.trim()))) else {
+                return Err(wrong(if part.trim().is_empty() {
+                    "has an empty part".into()
+                } else {
+                    format!("has the part {part:?} without \"=\"")
+                }));
+            };
+            if name.is_empty() {
+                return Err(wrong(format!("has the part {part:?} without a key")));
+            }
+            if map.insert(name.clone(), value).is_some() {
+                return Err(wrong(format!("gives {name:?} twice")));
+            }
+        }
+        Ok(map)
+    }
+
+    /// Sentences about keys that will have no effect.
+    pub fn warnings(self) -> Vec<String> {
+        let mut unknown = vec![];
+        let mut ignored = vec![];
+        let mut sentences = vec![];
+        for (key, value) in self.0 {
+            match key.as_str() {
+                TYPE if ["nlb", "nlb-ip", "external"].contains(&value.trim()) => {}
+                TYPE => sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides")),
+                TARGET_TYPE if value.trim() == "instance" => {}
+                TARGET_TYPE => {
+                    sentences.push(format!("{key}: {value:?} is not supported by weir and ignored; expected instance"));
+                }
+                known if HONOURED.contains(&known) => {}
+                known if is_not_honoured(known) => ignored.push(known),
+                other if other.starts_with(BALANCER_PREFIX) => unknown.push(other),
+                _ => {}
+            }
+        }
+        if !ignored.is_empty() {
+            sentences.push(format!("not honoured by this release of weir: {}", ignored.join(", ")));
+        }
+        if !unknown.is_empty() {
+            sentences.push(format!("unknown and ignored: {}", unknown.join(", ")));
+        }
+        sentences
+    }
+}
+
+fn is_not_honoured(key: &str) -> bool {
+    key.strip_prefix(PREFIX).is_some_and(|rest| {
+        NOT_HONOURED.contains(&rest) || NOT_HONOURED_FAMILIES.iter().any(|family| rest.starts_with(family))
+    })
+}
+
+/// Parts between separators that no backslash precedes; the backslashes stay.
+fn split_unescaped(text: &str, separator: char) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut escaped = false;
+    for letter in text.chars() {
+        if letter == separator && !escaped {
+            parts.push(String::new());
+            continue;
+        }
+        escaped = letter == '\\' && !escaped;
+        if let Some(part) = parts.last_mut() {
+            part.push(letter);
+        }
+    }
+    parts
+}
+
+fn split_once_unescaped(text: &str, separator: char) -> Option<(String, String)> {
+    let mut parts = split_unescaped(text, separator).into_iter();
+    let first = parts.next()?;
+    let rest: Vec<String> = parts.collect();
+    (!rest.is_empty()).then(|| (first, rest.join(&separator.to_string())))
+}
+
+fn unescape(text: &str) -> String {
+    let mut plain = String::new();
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        plain.extend(if letter == '\\' { letters.next() } else { Some(letter) });
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn with(key: &str, value: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([(key.to_owned(), value.to_owned())])
+    }
+
+    fn map(text: &str) -> Result<Vec<(String, String)>, String> {
+        let annotations = with(RESOURCE_TAGS, text);
+        Annotations(&annotations).map(RESOURCE_TAGS).map(|m| m.into_iter().collect()).map_err(|p| p.to_string())
+    }
+
+    #[test]
+    fn maps() {
+        let pairs = |list: &[(&str, &str)]| Ok(list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Vec<_>>());
+        assert_eq!(map(" a = 1 , b=x=y"), pairs(&[("a", "1"), ("b", "x=y")]));
+        assert_eq!(map(r"a=1\,2,b=\\"), pairs(&[("a", "1,2"), ("b", r"\")]));
+        assert_eq!(map("a="), pairs(&[("a", "")]));
+        assert_eq!(map("   "), pairs(&[]));
+        for bad in ["a=1,b", "a=x,y,b=2", ",a=1", "a=1,", "=1", "a=1,a=2"] {
+            let sentence = map(bad).unwrap_err();
+            assert!(sentence.starts_with(&format!("{RESOURCE_TAGS}: {bad:?} ")), "{sentence}");
+            assert!(sentence.contains("; expected key=value"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn lists_drop_blanks_and_empty_parts() {
+        let annotations = with(SUBNETS, " a, b ,,c,");
+        assert_eq!(Annotations(&annotations).list(SUBNETS), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn keys_without_effect_are_named() {
+        let mut annotations = with("service.beta.kubernetes.io/aws-load-balancer-shceme", "internal");
+        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-ssl-cert", "arn"));
+        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-target-group-attributes.80", "a=b"));
+        annotations.extend(with(TYPE, "classic"));
+        annotations.extend(with(TARGET_TYPE, "ip"));
+        annotations.extend(with("example.com/mine", "1"));
+        let warnings = Annotations(&annotations).warnings().join("\n");
+        for part in ["shceme", "ssl-cert", "attributes.80", "\"classic\" is ignored", "\"ip\" is not supported"] {
+            assert!(warnings.contains(part), "{part} in {warnings}");
+        }
+        assert!(!warnings.contains("example.com"));
+        let fine = with(SCHEME, "internal");
+        assert!(Annotations(&fine).warnings().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_gives_a_map_or_a_sentence(text in ".{0,80}") {
+            if let Err(sentence) = map(&text) {
+                prop_assert!(sentence.contains(RESOURCE_TAGS) && sentence.contains("expected"));
+            }
+        }
+    }
+}

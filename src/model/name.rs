@@ -1,0 +1,126 @@
+//! Deterministic, bounded names of AWS resources.
+//!
+//! `weir-<cluster hash>-<readable>-<hash>`, 32 characters at most, `[A-Za-z0-9-]`, no hyphen at an edge: what ELB asks
+//! of load balancers and target groups. The cluster hash makes the name alone enough to recognise a target group of
+//! ours that no longer exists but still hangs on an Auto Scaling group. The last hash holds everything whose change
+//! forces a new resource, so that the old and the new one can live side by side.
+
+use sha2::{Digest, Sha256};
+
+use super::id::ServiceKey;
+
+/// Longest name of a load balancer or target group (ELB API).
+pub const NAME_LIMIT: usize = 32;
+const READABLE_LIMIT: usize = 11;
+const CLUSTER_HASH_LENGTH: usize = 6;
+const HASH_LENGTH: usize = 8;
+
+/// What every generated name of this cluster begins with.
+pub fn cluster_prefix(cluster: &str) -> String {
+    format!("weir-{}-", hash(&["cluster", cluster], CLUSTER_HASH_LENGTH))
+}
+
+/// Name of a Service's load balancer. The scheme cannot be changed on a load balancer, so it is part of the hash.
+pub fn balancer(cluster: &str, service: &ServiceKey, uid: &str, scheme: &str) -> String {
+    compose(cluster, &service.name, &["balancer", cluster, &service.namespace, &service.name, uid, scheme])
+}
+
+/// Name of the target group of one listener. A target group serves one load balancer, and its port and protocol cannot
+/// be changed.
+pub fn target_group(
+    cluster: &str,
+    service: &ServiceKey,
+    balancer: &str,
+    listener_port: u16,
+    protocol: &str,
+    node_port: u16,
+) -> String {
+    let (port, node_port) = (listener_port.to_string(), node_port.to_string());
+    let mut readable = readable(&service.name);
+    readable.truncate(READABLE_LIMIT.saturating_sub(port.len() + 1));
+    let parts =
+        ["group", cluster, &service.namespace, &service.name, balancer, port.as_str(), protocol, node_port.as_str()];
+    compose(cluster, &format!("{readable}-{port}"), &parts)
+}
+
+/// Name of the security group with a Service's source ranges.
+pub fn frontend_group(cluster: &str, service: &ServiceKey, uid: &str) -> String {
+    compose(cluster, &service.name, &["frontend", cluster, &service.namespace, &service.name, uid])
+}
+
+/// Name of the security group that all load balancers of the cluster carry.
+pub fn backend_group(cluster: &str) -> String {
+    compose(cluster, "backend", &["backend", cluster])
+}
+
+fn compose(cluster: &str, text: &str, parts: &[&str]) -> String {
+    let mut readable = readable(text);
+    readable.truncate(READABLE_LIMIT);
+    let readable = readable.trim_matches('-');
+    let separator = if readable.is_empty() { "" } else { "-" };
+    format!("{}{readable}{separator}{}", cluster_prefix(cluster), hash(parts, HASH_LENGTH))
+}
+
+/// The characters of a Kubernetes name that AWS takes too.
+fn readable(text: &str) -> String {
+    text.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').collect()
+}
+
+/// Lower-case base 32 of a SHA-256 over the parts, each with its length in front so that no two lists look alike.
+fn hash(parts: &[&str], length: usize) -> String {
+    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part.as_bytes());
+    }
+    digest.finalize().iter().take(length).map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn legal(name: &str) -> bool {
+        name.len() <= NAME_LIMIT
+            && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-')
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_is_legal(
+            cluster in "[ -~]{1,100}", namespace in "[a-z0-9-]{1,63}", name in "[a-z0-9.-]{1,253}",
+            port in 1u16.., node_port in 1u16..,
+        ) {
+            let key = ServiceKey::new(namespace, name);
+            let lb = balancer(&cluster, &key, "uid", "internal");
+            prop_assert!(legal(&lb), "{lb}");
+            let group = target_group(&cluster, &key, &lb, port, "TCP", node_port);
+            prop_assert!(legal(&group), "{group}");
+            prop_assert!(group.starts_with(&cluster_prefix(&cluster)));
+            prop_assert!(legal(&frontend_group(&cluster, &key, "uid")));
+        }
+    }
+
+    #[test]
+    fn what_forces_a_new_resource_changes_the_name() {
+        let key = ServiceKey::new("shop", "order");
+        let one = target_group("demo", &key, "lb", 80, "TCP", 30080);
+        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", 30081));
+        assert_ne!(one, target_group("demo", &key, "lb", 80, "UDP", 30080));
+        assert_ne!(one, target_group("demo", &key, "lb2", 80, "TCP", 30080));
+        assert_ne!(one, target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, "TCP", 30080));
+        assert_ne!(balancer("demo", &key, "u1", "internal"), balancer("demo", &key, "u2", "internal"));
+    }
+
+    #[test]
+    fn names_are_stable_across_releases() {
+        let key = ServiceKey::new("default", "order");
+        assert_eq!(balancer("demo", &key, "u", "internal"), balancer("demo", &key, "u", "internal"));
+        assert!(balancer("demo", &key, "u", "internal").starts_with(&format!("{}order-", cluster_prefix("demo"))));
+    }
+}

@@ -1,0 +1,178 @@
+use k8s_openapi::api::core::v1::ServiceSpec as KubernetesSpec;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn service(spec: serde_json::Value, annotations: &[(&str, &str)]) -> Service {
+    let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "shop", "name": "order", "uid": "u-1", "annotations": annotations},
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn one_port() -> serde_json::Value {
+    json!({"type": "LoadBalancer", "loadBalancerClass": "weir.dev/nlb",
+           "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}]})
+}
+
+fn sentence(spec: serde_json::Value, annotations: &[(&str, &str)]) -> String {
+    let problems = parse(&service(spec, annotations)).expect_err("refused");
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_bare_expose() {
+    let spec = parse(&service(one_port(), &[])).unwrap();
+    assert_eq!(spec.ports, BTreeMap::from([(80, Port { port: 80, protocol: Protocol::Tcp, node_port: 30080 })]));
+    assert_eq!(spec.source_ranges, BTreeSet::from(["0.0.0.0/0".parse().unwrap()]));
+    assert_eq!((spec.scheme, spec.name, spec.local_health_port), (None, None, None));
+}
+
+#[test]
+fn claims_by_class_alone() {
+    let ours = service(one_port(), &[]);
+    assert!(is_claimed(&ours, "weir.dev/nlb", false));
+    assert!(!is_claimed(&ours, "service.k8s.aws/nlb", true));
+    let classless = service(json!({"type": "LoadBalancer"}), &[("service.beta.kubernetes.io/aws-load-balancer-type", "nlb")]);
+    assert!(!is_claimed(&classless, "weir.dev/nlb", false));
+    assert!(is_claimed(&classless, "weir.dev/nlb", true));
+    assert!(!is_claimed(&service(json!({"type": "NodePort", "loadBalancerClass": "weir.dev/nlb"}), &[]), "weir.dev/nlb", true));
+}
+
+#[test]
+fn scheme() {
+    assert_eq!(
+        sentence(one_port(), &[(annotation::SCHEME, "public")]),
+        "service.beta.kubernetes.io/aws-load-balancer-scheme: \"public\" is an unknown scheme; expected internal or internet-facing"
+    );
+    assert_eq!(parse(&service(one_port(), &[(annotation::SCHEME, " internal ")])).unwrap().scheme, Some(Scheme::Internal));
+}
+
+#[test]
+fn names() {
+    for (name, part) in [
+        ("a-name-that-is-longer-than-thirty-two", "is 37 characters long"),
+        ("under_score", "has the character '_'"),
+        ("-edge", "begins or ends with a hyphen"),
+        ("internal-x", "begins with \"internal-\""),
+        ("grün", "has the character 'ü'"),
+    ] {
+        let sentence = sentence(one_port(), &[(annotation::NAME, name)]);
+        assert!(sentence.contains(part) && sentence.contains(name), "{sentence}");
+    }
+    assert_eq!(parse(&service(one_port(), &[(annotation::NAME, "order")])).unwrap().name.as_deref(), Some("order"));
+}
+
+#[test]
+fn subnets() {
+    for (list, part) in [(",", "names no subnet"), ("subnet-xyz", "no subnet id"), ("a,b,a", "\"a\" twice"), ("subnet-", "no subnet id")] {
+        assert!(sentence(one_port(), &[(annotation::SUBNETS, list)]).contains(part), "{list}");
+    }
+    assert_eq!(parse(&service(one_port(), &[(annotation::SUBNETS, "subnet-0a, public-b")])).unwrap().subnets, ["subnet-0a", "public-b"]);
+}
+
+#[test]
+fn tags() {
+    for (text, part) in [
+        ("aws:x=1", "which AWS reserves"),
+        ("weir.dev/cluster=mine", "weir marks what it owns"),
+        ("a=b;c", "with a character that AWS does not take"),
+        ("a", "without \"=\""),
+    ] {
+        assert!(sentence(one_port(), &[(annotation::RESOURCE_TAGS, text)]).contains(part), "{text}");
+    }
+    let many = (0..46).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join(",");
+    assert!(sentence(one_port(), &[(annotation::RESOURCE_TAGS, &many)]).contains("has 46 tags"));
+}
+
+#[test]
+fn source_ranges_are_canonical_and_the_spec_goes_first() {
+    let mut spec = one_port();
+    spec["loadBalancerSourceRanges"] = json!(["10.1.2.3/8", " 10.9.0.0/16", "192.0.2.0/25", "192.0.2.128/25"]);
+    let parsed = parse(&service(spec, &[(annotation::SOURCE_RANGES, "203.0.113.0/24")])).unwrap();
+    let texts: Vec<_> = parsed.source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["10.0.0.0/8", "192.0.2.0/24"]);
+    let parsed = parse(&service(one_port(), &[(annotation::SOURCE_RANGES, "203.0.113.0/24,")])).unwrap();
+    assert_eq!(parsed.source_ranges.len(), 1);
+    assert!(sentence(one_port(), &[(annotation::SOURCE_RANGES, "::/0")]).contains("not dualstack"));
+    assert!(sentence(one_port(), &[(annotation::SOURCE_RANGES, "nonsense")]).contains("\"nonsense\" is no address range"));
+}
+
+#[test]
+fn a_port_without_node_port() {
+    let spec = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]});
+    assert_eq!(
+        sentence(spec, &[]),
+        "spec.ports[0].nodePort: \"0\" is no NodePort for port 80; expected a nodePort, or spec.allocateLoadBalancerNodePorts: true"
+    );
+}
+
+#[test]
+fn r41_tcp_and_udp_on_one_port_merge_when_they_share_the_node_port() {
+    let ports = |udp| json!({"type": "LoadBalancer", "ports": [
+        {"port": 53, "nodePort": 30053, "protocol": "TCP"}, {"port": 53, "nodePort": udp, "protocol": "UDP"}]});
+    let merged = parse(&service(ports(30053), &[])).unwrap();
+    assert_eq!(merged.ports[&53].protocol, Protocol::TcpUdp);
+    assert!(sentence(ports(30054), &[]).contains("differs from nodePort 30053 of the same port 53"));
+}
+
+#[test]
+fn odd_ports() {
+    let spec = json!({"ports": [{"port": 1, "nodePort": 30001, "protocol": "SCTP"}, {"port": 0, "nodePort": 30002}]});
+    let text = sentence(spec, &[]);
+    assert!(text.contains("spec.ports[0].protocol: \"SCTP\"") && text.contains("spec.ports[1].port: \"0\""), "{text}");
+    let twice = json!({"ports": [{"port": 1, "nodePort": 30001}, {"port": 1, "nodePort": 30002}]});
+    assert!(sentence(twice, &[]).contains("is given twice"));
+}
+
+#[test]
+fn r29_too_many_rules_are_refused_with_the_number() {
+    let ports: Vec<_> = (1..=30).map(|n| json!({"port": n, "nodePort": 30000 + n})).collect();
+    let ranges: Vec<_> = (0..3).map(|n| format!("10.{}.0.0/16", n * 2)).collect();
+    let text = sentence(json!({"ports": ports, "loadBalancerSourceRanges": ranges}), &[]);
+    assert!(text.contains("needs 90 inbound rules") && text.contains("at most 60"), "{text}");
+}
+
+#[test]
+fn policy_local_brings_its_health_port() {
+    let mut spec = one_port();
+    spec["externalTrafficPolicy"] = json!("Local");
+    assert!(sentence(spec.clone(), &[]).contains("spec.healthCheckNodePort"));
+    spec["healthCheckNodePort"] = json!(31000);
+    assert_eq!(parse(&service(spec, &[])).unwrap().local_health_port, Some(31000));
+}
+
+#[test]
+fn all_problems_come_at_once_and_sorted() {
+    let text = sentence(json!({"ports": [{"port": 80}]}), &[(annotation::SCHEME, "x"), (annotation::NAME, "_")]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.is_sorted(), "{lines:?}");
+}
+
+proptest! {
+    #[test]
+    fn no_service_makes_the_parser_panic(
+        ports in prop::collection::vec((any::<i32>(), any::<Option<i32>>(), "[A-Z]{0,4}"), 0..4),
+        ranges in prop::collection::vec(".{0,20}", 0..4),
+        values in prop::collection::vec(".{0,40}", 5), health in any::<Option<i32>>(),
+    ) {
+        let keys = [annotation::SCHEME, annotation::NAME, annotation::SUBNETS, annotation::RESOURCE_TAGS, annotation::SOURCE_RANGES];
+        let mut service = service(json!({}), &[]);
+        service.metadata.annotations = Some(keys.iter().map(|key| (*key).to_owned()).zip(values).collect());
+        let port = |(port, node_port, protocol)| ServicePort { port, node_port, protocol: Some(protocol), ..Default::default() };
+        service.spec = Some(KubernetesSpec {
+            ports: Some(ports.into_iter().map(port).collect()),
+            load_balancer_source_ranges: Some(ranges),
+            external_traffic_policy: health.map(|_| "Local".into()),
+            health_check_node_port: health,
+            ..Default::default()
+        });
+        for problem in parse(&service).err().unwrap_or_default() {
+            prop_assert!(!problem.field.is_empty() && !problem.expected.is_empty());
+        }
+    }
+}

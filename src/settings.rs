@@ -1,0 +1,169 @@
+//! Flags → checked settings. Every flag has an environment variable beside it; every default has its reason here.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+
+use crate::model::service::Scheme;
+
+/// `type: LoadBalancer` on EKS, through Network Load Balancers and the workers' Auto Scaling groups.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Provision Network Load Balancers for Services of type LoadBalancer
+    ///
+    /// Watches Services whose spec.loadBalancerClass is --load-balancer-class, makes a Network Load Balancer for each,
+    /// attaches its target groups to the workers' Auto Scaling groups, and writes the hostname into the status. Takes
+    /// its AWS credentials and Region from the environment (IRSA, EKS Pod Identity, AWS_REGION) and the cluster from
+    /// KUBECONFIG or the pod's service account.
+    Controller(Controller),
+}
+
+/// Settings of the controller.
+#[derive(Clone, Debug, Args)]
+pub struct Controller {
+    /// Name of the cluster, as in the tag kubernetes.io/cluster/<name> of its subnets and Auto Scaling groups. Marks
+    /// what weir makes: never change it while Services exist
+    #[arg(long, env = "WEIR_CLUSTER_NAME", value_parser = cluster_name)]
+    pub cluster_name: String,
+
+    /// AWS Region; without it the one of the environment, or of the nodes' provider ids
+    #[arg(long, env = "WEIR_REGION")]
+    pub region: Option<String>,
+
+    /// VPC of the load balancers; without it the one of the nodes' instances
+    #[arg(long, env = "WEIR_VPC_ID")]
+    pub vpc_id: Option<String>,
+
+    /// The load balancer class to serve
+    #[arg(long, env = "WEIR_LOAD_BALANCER_CLASS", default_value = "weir.dev/nlb")]
+    pub load_balancer_class: String,
+
+    /// Serve Services without a class too. Only where no other load balancer controller does
+    #[arg(long, env = "WEIR_CLAIM_CLASSLESS")]
+    pub claim_classless: bool,
+
+    /// Scheme of a load balancer whose Service asks for none
+    #[arg(long, env = "WEIR_DEFAULT_SCHEME", value_enum, default_value_t = Scheme::InternetFacing)]
+    pub default_scheme: Scheme,
+
+    /// NodePorts of the cluster, as given to the API server
+    #[arg(long, env = "WEIR_NODE_PORT_RANGE", default_value = "30000-32767", value_parser = port_range)]
+    pub node_port_range: (u16, u16),
+
+    /// Port on which every node answers GET /healthz for load balancers under externalTrafficPolicy Cluster
+    #[arg(long, env = "WEIR_HEALTH_PORT", default_value_t = 10256, value_parser = clap::value_parser!(u16).range(1..))]
+    pub health_port: u16,
+
+    /// Time between two checks of everything in AWS
+    // 100 Services cost about 30 reads; at five minutes that is a tenth of a read a second, and a mistake made in the
+    // console is put right within the time it takes to notice it.
+    #[arg(long, env = "WEIR_DRIFT_INTERVAL", default_value = "5m", value_parser = duration)]
+    pub drift_interval: Duration,
+
+    /// Longest wait after a failure
+    // Whoever repaired a permission should not have to wait for longer.
+    #[arg(long, env = "WEIR_RETRY_MAX_INTERVAL", default_value = "5m", value_parser = duration)]
+    pub retry_max_interval: Duration,
+
+    /// Services worked on at the same time
+    // AWS's buckets, not our threads, are what limits; this bounds memory.
+    #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    pub concurrency: u16,
+
+    /// Run only while holding a Lease, so that several replicas can stand by
+    #[arg(long, env = "WEIR_LEADER_ELECT", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+
+    /// Namespace of the Lease
+    #[arg(long, env = "WEIR_NAMESPACE", default_value = "weir-system")]
+    pub namespace: String,
+
+    /// Address of /livez, /readyz and /metrics
+    #[arg(long, env = "WEIR_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: Log,
+}
+
+/// Settings of the log.
+#[derive(Clone, Debug, Args)]
+pub struct Log {
+    /// Form of the log
+    #[arg(long, env = "WEIR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
+    pub log_format: LogFormat,
+
+    /// What to log: a level, or directives such as info,weir=debug
+    #[arg(long, env = "WEIR_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// Forms of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// A tag value: EC2 and ELB both take it, and a name that is cut would mark other clusters' resources as ours.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let legal = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    if text.is_empty() || text.len() > 100 || !text.chars().all(legal) {
+        return Err("expected 1 to 100 letters, digits, hyphens, underscores and dots".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn port_range(text: &str) -> Result<(u16, u16), String> {
+    let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|port| *port != 0);
+    let range = text.split_once('-').and_then(|(first, last)| Some((parse(first)?, parse(last)?)));
+    range.filter(|(first, last)| first <= last).ok_or_else(|| "expected two ports, the lower first, as in 30000-32767".into())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    parsed.filter(|span| !span.is_zero()).ok_or_else(|| "expected a time such as 30s or 5m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values() {
+        assert_eq!(port_range("30000-32767"), Ok((30000, 32767)));
+        for bad in ["", "1", "2-1", "0-5", "a-b", "1-70000"] {
+            assert!(port_range(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["", "0s", "-1s", "5", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert!(cluster_name("my-cluster_1.x").is_ok());
+        for bad in ["", "a b", "ü"] {
+            assert!(cluster_name(bad).is_err(), "{bad}");
+        }
+    }
+}
