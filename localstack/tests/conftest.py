@@ -194,6 +194,12 @@ def world(endpoint: str, account: str, control: Control) -> World:
     return World(endpoint, account)
 
 
+@pytest.fixture(scope="module")
+def shared(endpoint: str) -> World:
+    """For tests that leave nothing behind which others could see."""
+    return World(endpoint, f"{next(_accounts):012d}")
+
+
 class Refusal:
     code = message = ""
     status = 0

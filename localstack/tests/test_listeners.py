@@ -26,13 +26,13 @@ def arn(world: World) -> str:
         ("TCP_UDP", "UDP", False),
     ],
 )
-def test_protocols_must_fit(world: World, arn: str, refusal: Callable, listener: str, group: str, fits: bool) -> None:
-    target = world.group_arn(Protocol=group)
+def test_protocols_must_fit(shared: World, refusal: Callable, listener: str, group: str, fits: bool) -> None:
+    arn, target = shared.balancer()["LoadBalancerArn"], shared.group_arn(Protocol=group)
     if fits:
-        assert world.listener(arn, target, Protocol=listener)["Protocol"] == listener
+        assert shared.listener(arn, target, Protocol=listener)["Protocol"] == listener
     else:
-        assert refusal(world.listener, balancer=arn, group=target, Protocol=listener).code == "IncompatibleProtocols"
-        assert world.elb.describe_listeners(LoadBalancerArn=arn)["Listeners"] == []
+        assert refusal(shared.listener, balancer=arn, group=target, Protocol=listener).code == "IncompatibleProtocols"
+        assert shared.elb.describe_listeners(LoadBalancerArn=arn)["Listeners"] == []
 
 
 def test_one_listener_a_port(world: World, arn: str, refusal: Callable) -> None:

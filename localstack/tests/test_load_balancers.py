@@ -40,9 +40,9 @@ def test_names_and_shape(world: World) -> None:
         ({"Tags": [{"Key": "aws:k", "Value": "1"}]}, "ValidationError"),
     ],
 )
-def test_refuses_on_create(world: World, refusal: Callable, change: dict, code: str) -> None:
-    assert refusal(world.balancer, **change).code == code
-    assert world.elb.describe_load_balancers()["LoadBalancers"] == []
+def test_refuses_on_create(shared: World, refusal: Callable, change: dict, code: str) -> None:
+    assert refusal(shared.balancer, **change).code == code
+    assert shared.elb.describe_load_balancers()["LoadBalancers"] == []
 
 
 def test_a_name_of_32_characters_is_fine(world: World) -> None:

@@ -25,10 +25,10 @@ def test_defaults_of_a_tcp_check(world: World) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP", "TCP_UDP", "TLS"])
-def test_defaults_of_an_http_check(world: World, protocol: str) -> None:
-    group = world.target_group(Protocol=protocol, HealthCheckProtocol="HTTP")
+def test_defaults_of_an_http_check(shared: World, protocol: str) -> None:
+    group = shared.target_group(Protocol=protocol, HealthCheckProtocol="HTTP")
     assert check_of(group) == ("HTTP", "/", "200-399", 30, 6, 5, 2)
-    assert check_of(world.shown_group(group["TargetGroupArn"])) == check_of(group)
+    assert check_of(shared.shown_group(group["TargetGroupArn"])) == check_of(group)
 
 
 def test_what_is_asked_for_is_kept(world: World) -> None:
@@ -55,10 +55,10 @@ def test_what_is_asked_for_is_kept(world: World) -> None:
         {"HealthCheckProtocol": "UDP"},
     ],
 )
-def test_refuses_health_checks_out_of_range(world: World, refusal: Callable, change: dict) -> None:
-    assert refusal(world.target_group, **change).code == "ValidationError"
-    arn = world.group_arn()
-    assert refusal(world.elb.modify_target_group, TargetGroupArn=arn, **change).code == "ValidationError"
+def test_refuses_health_checks_out_of_range(shared: World, refusal: Callable, change: dict) -> None:
+    assert refusal(shared.target_group, **change).code == "ValidationError"
+    arn = shared.group_arn()
+    assert refusal(shared.elb.modify_target_group, TargetGroupArn=arn, **change).code == "ValidationError"
 
 
 def test_modify_changes_matcher_and_kind_of_check(world: World) -> None:

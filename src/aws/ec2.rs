@@ -251,13 +251,27 @@ impl Aws {
         rules: &BTreeSet<IngressRule>,
         description: &str,
     ) -> Result<(), AwsError> {
-        let send = async |rules: Vec<&IngressRule>| {
-            let permissions = rules.into_iter().map(|rule| permission(rule, Some(&ascii(description)))).collect();
-            let request =
-                self.ec2.authorize_security_group_ingress().group_id(id.as_str()).set_ip_permissions(Some(permissions));
-            call!(self.write, "ec2:AuthorizeSecurityGroupIngress", id.as_str(), request).map(drop)
-        };
-        one_by_one(rules, Class::Exists, send).await
+        let whole = self.authorize_once(id, rules.iter(), description).await;
+        if rules.len() < 2 || !is_class(&whole, Class::Exists) {
+            return unless(whole, Class::Exists);
+        }
+        for rule in rules {
+            unless(self.authorize_once(id, [rule], description).await, Class::Exists)?;
+        }
+        Ok(())
+    }
+
+    async fn authorize_once(
+        &self,
+        id: &SecurityGroupId,
+        rules: impl IntoIterator<Item = &IngressRule>,
+        description: &str,
+    ) -> Result<(), AwsError> {
+        let description = ascii(description);
+        let permissions = rules.into_iter().map(|rule| permission(rule, Some(&description))).collect();
+        let request =
+            self.ec2.authorize_security_group_ingress().group_id(id.as_str()).set_ip_permissions(Some(permissions));
+        call!(self.write, "ec2:AuthorizeSecurityGroupIngress", id.as_str(), request).map(drop)
     }
 
     /// Takes inbound rules away. Those that are not there count as taken away.
@@ -265,13 +279,25 @@ impl Aws {
     /// # Errors
     /// As of RevokeSecurityGroupIngress.
     pub async fn revoke(&self, id: &SecurityGroupId, rules: &BTreeSet<IngressRule>) -> Result<(), AwsError> {
-        let send = async |rules: Vec<&IngressRule>| {
-            let permissions = rules.into_iter().map(|rule| permission(rule, None)).collect();
-            let request =
-                self.ec2.revoke_security_group_ingress().group_id(id.as_str()).set_ip_permissions(Some(permissions));
-            call!(self.write, "ec2:RevokeSecurityGroupIngress", id.as_str(), request).map(drop)
-        };
-        one_by_one(rules, Class::Missing, send).await
+        let whole = self.revoke_once(id, rules.iter()).await;
+        if rules.len() < 2 || !is_class(&whole, Class::Missing) {
+            return unless(whole, Class::Missing);
+        }
+        for rule in rules {
+            unless(self.revoke_once(id, [rule]).await, Class::Missing)?;
+        }
+        Ok(())
+    }
+
+    async fn revoke_once(
+        &self,
+        id: &SecurityGroupId,
+        rules: impl IntoIterator<Item = &IngressRule>,
+    ) -> Result<(), AwsError> {
+        let permissions = rules.into_iter().map(|rule| permission(rule, None)).collect();
+        let request =
+            self.ec2.revoke_security_group_ingress().group_id(id.as_str()).set_ip_permissions(Some(permissions));
+        call!(self.write, "ec2:RevokeSecurityGroupIngress", id.as_str(), request).map(drop)
     }
 
     /// Deletes a security group; one that is gone is no error.
@@ -327,25 +353,13 @@ struct Routes {
     main: bool,
 }
 
-/// All rules in one call; where AWS refuses it for one that is in the state we want, each by itself.
-async fn one_by_one<'a>(
-    rules: &'a BTreeSet<IngressRule>,
-    fine: Class,
-    send: impl AsyncFn(Vec<&'a IngressRule>) -> Result<(), AwsError>,
-) -> Result<(), AwsError> {
-    match send(rules.iter().collect()).await {
-        Err(error) if error.class == fine && rules.len() > 1 => {
-            for rule in rules {
-                match send(vec![rule]).await {
-                    Err(error) if error.class != fine => return Err(error),
-                    _ => {}
-                }
-            }
-            Ok(())
-        }
-        Err(error) if error.class == fine => Ok(()),
-        other => other,
-    }
+fn is_class(answer: &Result<(), AwsError>, class: Class) -> bool {
+    answer.as_ref().is_err_and(|error| error.class == class)
+}
+
+/// The answer, with a failure of this class counted as success.
+fn unless(answer: Result<(), AwsError>, fine: Class) -> Result<(), AwsError> {
+    if is_class(&answer, fine) { Ok(()) } else { answer }
 }
 
 fn filter<'a>(name: &str, values: impl IntoIterator<Item = &'a str>) -> Filter {

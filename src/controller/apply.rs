@@ -124,14 +124,16 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             Ok(Outcome::Done)
         }
         Step::Tag { resource, tags } => {
-            match arn_of(&account.state(), resource)? {
+            let tagged = arn_of(&account.state(), resource)?;
+            match tagged {
                 Tagged::Elb(arn) => aws.add_tags(&arn, tags).await?,
                 Tagged::Group(id) => aws.tag_group(&id, tags).await?,
             }
             Ok(Outcome::Done)
         }
         Step::Untag { resource, keys } => {
-            match arn_of(&account.state(), resource)? {
+            let tagged = arn_of(&account.state(), resource)?;
+            match tagged {
                 Tagged::Elb(arn) => aws.remove_tags(&arn, keys).await?,
                 Tagged::Group(id) => aws.untag_group(&id, keys).await?,
             }
