@@ -19,7 +19,7 @@ use crate::metrics::{CountCalls, Metrics};
 /// jitter; what still fails goes back to the Service's own, longer back-off.
 const ATTEMPTS: u32 = 4;
 /// A call that takes longer has lost its answer; the next plan finds out what it did.
-const CALL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const CALL_TIMEOUT: std::time::Duration = std::time::Duration::from_mins(1);
 
 /// Clients for the three services, and the buckets that keep us polite.
 #[derive(Clone, Debug)]

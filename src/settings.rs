@@ -131,7 +131,9 @@ fn cluster_name(text: &str) -> Result<String, String> {
 fn port_range(text: &str) -> Result<(u16, u16), String> {
     let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|port| *port != 0);
     let range = text.split_once('-').and_then(|(first, last)| Some((parse(first)?, parse(last)?)));
-    range.filter(|(first, last)| first <= last).ok_or_else(|| "expected two ports, the lower first, as in 30000-32767".into())
+    range
+        .filter(|(first, last)| first <= last)
+        .ok_or_else(|| "expected two ports, the lower first, as in 30000-32767".into())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

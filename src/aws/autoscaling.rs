@@ -129,9 +129,12 @@ fn identifier(arn: &TargetGroupArn) -> TrafficSourceIdentifier {
 fn asg(shown: &AutoScalingGroup) -> Option<(AsgName, Asg)> {
     let health = shown.health_check_type().unwrap_or_default();
     let tags = shown.tags().iter();
-    let sources = shown.traffic_sources().iter().filter(|source| source.r#type().is_none_or(|kind| kind == TARGET_GROUP));
+    let sources =
+        shown.traffic_sources().iter().filter(|source| source.r#type().is_none_or(|kind| kind == TARGET_GROUP));
     let group = Asg {
-        tags: tags.filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or_default().to_owned()))).collect(),
+        tags: tags
+            .filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or_default().to_owned())))
+            .collect(),
         elb_health: health.split(',').any(|kind| kind.trim().eq_ignore_ascii_case("ELB")),
         add_suspended: shown
             .suspended_processes()

@@ -32,6 +32,7 @@ pub enum Class {
 
 impl Class {
     /// The first wait and the longest one between two tries.
+    #[expect(clippy::match_same_arms, reason = "equal by chance, one reason for each")]
     pub const fn delays(self) -> (Duration, Duration) {
         let seconds = match self {
             Self::Missing | Self::Exists => (1, 60),
@@ -123,10 +124,9 @@ impl AwsError {
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
         let (code, message) = match error.as_service_error() {
-            Some(service) => (
-                service.code().unwrap_or("Unknown").to_owned(),
-                service.message().unwrap_or_default().to_owned(),
-            ),
+            Some(service) => {
+                (service.code().unwrap_or("Unknown").to_owned(), service.message().unwrap_or_default().to_owned())
+            }
             None => ("NoAnswer".to_owned(), DisplayErrorContext(error).to_string()),
         };
         let status = error.raw_response().map_or(0, |response| response.status().as_u16());
@@ -141,6 +141,7 @@ impl AwsError {
 }
 
 /// The class of a code. `status` is the HTTP status, 0 where there was no answer.
+#[expect(clippy::match_same_arms, reason = "grouped by service")]
 fn classify(code: &str, message: &str, status: u16) -> Class {
     match code {
         "LoadBalancerNotFound" | "TargetGroupNotFound" | "ListenerNotFound" | "RuleNotFound" => Class::Missing,

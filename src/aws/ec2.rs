@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{
-    Filter, IpPermission, IpRange, Ipv6Range, PrefixListId, ResourceType, SecurityGroup as SdkGroup, Tag,
+    Filter, IpPermission, IpRange, Ipv6Range, PrefixListId, Reservation, ResourceType, SecurityGroup as SdkGroup, Tag,
     TagSpecification, UserIdGroupPair,
 };
 use ipnet::IpNet;
@@ -61,7 +61,7 @@ impl Aws {
                 let request =
                     self.ec2.describe_instances().filters(ids.clone()).max_results(PAGE).set_next_token(token);
                 let page = call!(self.read, "ec2:DescribeInstances", "*", request)?;
-                for shown in page.reservations().iter().flat_map(|reservation| reservation.instances()) {
+                for shown in page.reservations().iter().flat_map(Reservation::instances) {
                     let (Some(id), Some(vpc)) = (shown.instance_id(), shown.vpc_id()) else { continue };
                     let groups = shown.security_groups().iter();
                     let groups = groups.filter_map(|group| Some(group.group_id()?.into())).collect();
@@ -114,7 +114,8 @@ impl Aws {
         let mut routes = Routes::default();
         let mut token = None;
         loop {
-            let request = self.ec2.describe_route_tables().filters(in_vpc.clone()).max_results(100).set_next_token(token);
+            let request =
+                self.ec2.describe_route_tables().filters(in_vpc.clone()).max_results(100).set_next_token(token);
             let page = call!(self.read, "ec2:DescribeRouteTables", "*", request)?;
             for table in page.route_tables() {
                 let is_public = table
@@ -171,7 +172,9 @@ impl Aws {
             for shown in page.security_groups() {
                 let Some(group) = shown.group_id() else { continue };
                 for permission in shown.ip_permissions() {
-                    for pair in permission.user_id_group_pairs().iter().filter(|pair| pair.group_id() == Some(id.as_str())) {
+                    for pair in
+                        permission.user_id_group_pairs().iter().filter(|pair| pair.group_id() == Some(id.as_str()))
+                    {
                         found.push(Reference {
                             group: group.into(),
                             rule: rule(permission, Source::Group(id.clone())),
@@ -214,11 +217,10 @@ impl Aws {
         vpc: &VpcId,
         tags: &Tags,
     ) -> Result<SecurityGroup, AwsError> {
-        let specification = tags
-            .iter()
-            .fold(TagSpecification::builder().resource_type(ResourceType::SecurityGroup), |specification, (key, value)| {
-                specification.tags(Tag::builder().key(key).value(value).build())
-            });
+        let specification = tags.iter().fold(
+            TagSpecification::builder().resource_type(ResourceType::SecurityGroup),
+            |specification, (key, value)| specification.tags(Tag::builder().key(key).value(value).build()),
+        );
         let request = self
             .ec2
             .create_security_group()
@@ -395,7 +397,8 @@ fn rules(shown: &IpPermission) -> Vec<IngressRule> {
     let v4 = shown.ip_ranges().iter().filter_map(|source| range(source.cidr_ip()?));
     let v6 = shown.ipv6_ranges().iter().filter_map(|source| range(source.cidr_ipv6()?));
     let groups = shown.user_id_group_pairs().iter().filter_map(|pair| Some(Source::Group(pair.group_id()?.into())));
-    let lists = shown.prefix_list_ids().iter().filter_map(|list| Some(Source::PrefixList(list.prefix_list_id()?.into())));
+    let lists =
+        shown.prefix_list_ids().iter().filter_map(|list| Some(Source::PrefixList(list.prefix_list_id()?.into())));
     v4.chain(v6).chain(groups).chain(lists).map(|source| rule(shown, source)).collect()
 }
 
@@ -419,11 +422,11 @@ fn permission(rule: &IngressRule, description: Option<&str>) -> IpPermission {
         }
         Source::Range(IpNet::V6(range)) => permission
             .ipv6_ranges(Ipv6Range::builder().cidr_ipv6(range.to_string()).set_description(description).build()),
-        Source::Group(id) => permission.user_id_group_pairs(
-            UserIdGroupPair::builder().group_id(id.as_str()).set_description(description).build(),
-        ),
-        Source::PrefixList(id) => permission
-            .prefix_list_ids(PrefixListId::builder().prefix_list_id(id).set_description(description).build()),
+        Source::Group(id) => permission
+            .user_id_group_pairs(UserIdGroupPair::builder().group_id(id.as_str()).set_description(description).build()),
+        Source::PrefixList(id) => {
+            permission.prefix_list_ids(PrefixListId::builder().prefix_list_id(id).set_description(description).build())
+        }
     }
     .build()
 }

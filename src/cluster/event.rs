@@ -85,10 +85,11 @@ fn event_name(about: &ObjectReference, reason: &str, note: &str) -> String {
         digest.update((part.len() as u64).to_be_bytes());
         digest.update(part.as_bytes());
     }
-    let hash: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest.finalize();
+    let hash = u64::from_be_bytes(std::array::from_fn(|index| digest[index]));
     // A name has 253 characters at most, and a Service's or Node's may have all of them.
     let object: String = about.name.as_deref().unwrap_or_default().chars().take(200).collect();
-    format!("{}.{hash}", object.trim_end_matches(['.', '-']))
+    format!("{}.{hash:016x}", object.trim_end_matches(['.', '-']))
 }
 
 /// The note up to its limit, in bytes, without cutting a character.

@@ -46,7 +46,13 @@ pub fn decide(holder: Option<&str>, me: &str, unchanged_for: Duration) -> Decisi
 
 /// Keeps `leader` true while this process holds the Lease. Returns when leadership is lost for good, or on shutdown,
 /// after giving the Lease back.
-pub async fn hold(client: kube::Client, namespace: String, me: String, leader: watch::Sender<bool>, stop: CancellationToken) {
+pub async fn hold(
+    client: kube::Client,
+    namespace: String,
+    me: String,
+    leader: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let mut seen: Option<(Option<String>, Instant)> = None;
     let mut held_until: Option<Instant> = None;
@@ -90,7 +96,8 @@ pub async fn hold(client: kube::Client, namespace: String, me: String, leader: w
 async fn step(api: &Api<Lease>, me: &str, seen: &mut Option<(Option<String>, Instant)>) -> kube::Result<bool> {
     let Some(lease) = api.get_opt(NAME).await? else {
         let spec = spec(me, 0, MicroTime(Timestamp::now()));
-        let lease = Lease { metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() }, spec: Some(spec), ..Lease::default() };
+        let lease =
+            Lease { metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() }, spec: Some(spec) };
         return written(api.create(&PostParams::default(), &lease).await.map(drop));
     };
     let version = lease.metadata.resource_version.clone();
@@ -133,7 +140,9 @@ fn written(answer: kube::Result<()>) -> kube::Result<bool> {
 async fn release(api: &Api<Lease>, me: &str) {
     let answer = async {
         let Some(mut lease) = api.get_opt(NAME).await? else { return Ok(()) };
-        let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(me)) else { return Ok(()) };
+        let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(me)) else {
+            return Ok(());
+        };
         spec.holder_identity = Some(String::new());
         api.replace(NAME, &PostParams::default(), &lease).await.map(drop)
     };

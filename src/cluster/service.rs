@@ -16,7 +16,8 @@ pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: boo
     if present == wanted {
         return Ok(());
     }
-    let mut finalizers: Vec<_> = service.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+    let mut finalizers: Vec<_> =
+        service.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
     if wanted {
         finalizers.push(FINALIZER.to_owned());
     }
@@ -44,7 +45,8 @@ pub async fn set_hostname(client: &kube::Client, service: &Service, hostname: Op
         return Ok(false);
     }
     let status = LoadBalancerStatus { ingress };
-    let patch = json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": status.ingress}}});
+    let patch =
+        json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": status.ingress}}});
     let written =
         api(client, service).patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
     match written {

@@ -24,9 +24,9 @@ use crate::model::node::Worker;
 use crate::model::ownership::{self, Owner, Tags};
 
 /// How long the tags of a load balancer that is not ours are believed. Ours are read at every drift check.
-const FOREIGN_TAGS_LIFETIME: Duration = Duration::from_secs(3600);
+const FOREIGN_TAGS_LIFETIME: Duration = Duration::from_hours(1);
 /// Waits of an instance that AWS does not take as a target.
-const UNFIT_DELAYS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+const UNFIT_DELAYS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
 /// A refused attachment is tried again after this time: an instance refresh takes many minutes.
 pub const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
@@ -151,7 +151,14 @@ impl Account {
         if *self.leader.borrow() { Ok(()) } else { Err(StepError::NotLeader) }
     }
 
-    /// Wakes the Service that owns a target group.
+    /// Wakes the Services that own resources with these tags.
+    pub fn wake_owners(&self, owned: &[Tags]) {
+        for tags in owned {
+            self.wake_owner_of(tags);
+        }
+    }
+
+    /// Wakes the Service that owns a resource with these tags.
     pub fn wake_owner_of(&self, tags: &Tags) {
         if let Some(owner) = ownership::owner(&self.policy.cluster, tags) {
             // The receiver lives as long as the process.
@@ -201,20 +208,33 @@ impl State {
         merge_map(&mut observed.balancers, fresh.balancers, String::as_str, is_newer, &mut missing, |old, new| {
             new.listeners = new.listeners.take().or_else(|| old.listeners.take());
         });
-        merge_map(&mut observed.target_groups, fresh.target_groups, String::as_str, is_newer, &mut missing, |old, new| {
-            (new.intent, new.served) = (old.intent, old.served);
-        });
+        merge_map(
+            &mut observed.target_groups,
+            fresh.target_groups,
+            String::as_str,
+            is_newer,
+            &mut missing,
+            |old, new| {
+                (new.intent, new.served) = (old.intent, old.served);
+            },
+        );
         merge_map(&mut observed.groups, fresh.groups, String::as_str, is_newer, &mut missing, |_, _| {});
-        merge_map(&mut observed.node_rules, fresh.node_rules, SecurityGroupId::as_str, is_newer, &mut |_| true, |_, _| {});
+        merge_map(
+            &mut observed.node_rules,
+            fresh.node_rules,
+            SecurityGroupId::as_str,
+            is_newer,
+            &mut |_| true,
+            |_, _| {},
+        );
         merge_map(&mut observed.asgs, fresh.asgs, AsgName::as_str, is_newer, &mut |_| true, keep_states);
         observed.foreign_balancers = fresh.foreign_balancers;
         *missed = once;
         let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
         self.targets.retain(|arn, _| lives.contains(arn));
         self.seniority.retain(|arn, _| lives.contains(arn));
-        self.membership.retain(|instance, _| {
-            self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance))
-        });
+        self.membership
+            .retain(|instance, _| self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance)));
         for (name, asg) in &observed.asgs {
             self.membership.extend(asg.instances.iter().map(|instance| (instance.clone(), Some(name.clone()))));
         }
@@ -248,7 +268,13 @@ impl State {
 
     /// Takes note of the targets that AWS lists for a target group. `complete` says that the Auto Scaling groups will be
     /// read after this, so that an instance neither knows can be told from one launched a moment ago.
-    pub fn record_targets(&mut self, cluster: &str, arn: &TargetGroupArn, listed: BTreeSet<InstanceId>, complete: bool) {
+    pub fn record_targets(
+        &mut self,
+        cluster: &str,
+        arn: &TargetGroupArn,
+        listed: &BTreeSet<InstanceId>,
+        complete: bool,
+    ) {
         let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
         let scene = self.scene(cluster, &refusing, &unfit);
         let mut targets = Targets { known: true, ..Targets::default() };
@@ -257,7 +283,8 @@ impl State {
             let Ok(instance) = &worker.instance else { continue };
             strangers.remove(instance);
             let asg = membership_of(&scene, worker, instance).flatten();
-            let attached = asg.and_then(|name| self.observed.asgs.get(&name)).is_some_and(|asg| asg.sources.contains_key(arn));
+            let attached =
+                asg.and_then(|name| self.observed.asgs.get(&name)).is_some_and(|asg| asg.sources.contains_key(arn));
             match (attached, listed.contains(instance)) {
                 (true, false) => {
                     targets.expelled.insert(instance.clone());
@@ -276,7 +303,8 @@ impl State {
 
     /// Takes note of an instance that AWS did not take.
     pub fn record_unfit(&mut self, instance: InstanceId, words: String, now: Instant) {
-        let entry = self.unfit.entry(instance).or_insert(Unfit { until: now, since: now, failures: 0, words: String::new() });
+        let entry =
+            self.unfit.entry(instance).or_insert(Unfit { until: now, since: now, failures: 0, words: String::new() });
         entry.failures += 1;
         let (first, longest) = UNFIT_DELAYS;
         entry.until = now + longest.min(first * 2u32.saturating_pow(entry.failures - 1));
@@ -293,7 +321,8 @@ impl State {
         let mut groups = NodeGroups::default();
         let nodes = self.workers.values().filter(|worker| worker.eligible);
         for instance in nodes.filter_map(|worker| self.instances.get(worker.instance.as_ref().ok()?)) {
-            let tagged = instance.groups.iter().map(|id| (id.clone(), self.group_tags.get(id).cloned().unwrap_or_default()));
+            let tagged =
+                instance.groups.iter().map(|id| (id.clone(), self.group_tags.get(id).cloned().unwrap_or_default()));
             if let Some((chosen, warning)) = choose_node_group(cluster, &tagged.collect()) {
                 groups.chosen.insert(chosen);
                 groups.warnings.extend(warning);

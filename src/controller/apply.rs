@@ -34,6 +34,7 @@ pub async fn apply(account: &Account, step: &Step) -> Result<(), StepError> {
     Ok(())
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each kind of step, and nothing else")]
 async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
     let aws = &account.aws;
     match step {
@@ -162,7 +163,8 @@ async fn delete_group(account: &Account, id: &SecurityGroupId) -> Result<(), Ste
     }
     let mut blockers: Vec<_> =
         others.iter().map(|reference| format!("the rule {} of {}", reference.rule, reference.group)).collect();
-    blockers.extend(account.aws.describe_interfaces_of(id).await?.iter().map(|text| format!("network interface {text}")));
+    blockers
+        .extend(account.aws.describe_interfaces_of(id).await?.iter().map(|text| format!("network interface {text}")));
     let still = if blockers.is_empty() { "something".to_owned() } else { blockers.join(", ") };
     Err(AwsError { message: format!("{still} still uses it"), ..refusal }.into())
 }

@@ -103,8 +103,7 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
     let Owner { service, uid } = &spec.owner;
     let cluster = &policy.cluster;
     let existing = observed.of(cluster, uid).balancers;
-    let scheme =
-        spec.scheme.or_else(|| Some(existing.first()?.scheme)).unwrap_or(policy.default_scheme);
+    let scheme = spec.scheme.or_else(|| Some(existing.first()?.scheme)).unwrap_or(policy.default_scheme);
     let generated = name::balancer(cluster, service, uid, scheme.as_str());
     let wanted_name = spec.name.clone().unwrap_or(generated);
     let same_scheme = || existing.iter().copied().filter(|balancer| balancer.scheme == scheme);
@@ -117,7 +116,10 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
     let tags = |role| ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
     let frontend = DesiredGroup {
         name: name::frontend_group(cluster, service, uid),
-        description: format!("Sources that may reach the load balancer of Service {service}").chars().take(255).collect(),
+        description: format!("Sources that may reach the load balancer of Service {service}")
+            .chars()
+            .take(255)
+            .collect(),
         rules: frontend_rules(spec),
         tags: tags(Role::FrontendGroup),
     };

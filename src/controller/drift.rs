@@ -58,7 +58,7 @@ async fn rotate_targets(account: &Account, rotation: &mut Rotation) -> Result<()
     let groups: BTreeSet<_> = account.state().observed.target_groups.values().map(|group| group.arn.clone()).collect();
     for arn in next(&groups, &mut rotation.target_group) {
         match account.aws.describe_targets(&arn).await {
-            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, listed, true),
+            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, &listed, true),
             // Deleted in between; the listing that follows takes note.
             Err(error) if error.class == Class::Missing => {}
             Err(error) => return Err(error),
@@ -160,9 +160,11 @@ async fn read_listeners(
     }
     for balancer in balancers {
         let listeners = known.get(&balancer.arn).filter(|_| !in_turn.contains(&balancer.arn));
-        let again: Option<BTreeMap<_, _>> = listeners.and_then(|listeners| {
-            listeners.values().map(|listener| by_arn.get(&listener.arn).cloned()).collect::<Option<Vec<_>>>()
-        }).map(|list| list.into_iter().collect());
+        let again: Option<BTreeMap<_, _>> = listeners
+            .and_then(|listeners| {
+                listeners.values().map(|listener| by_arn.get(&listener.arn).cloned()).collect::<Option<Vec<_>>>()
+            })
+            .map(|list| list.into_iter().collect());
         balancer.listeners = match again {
             Some(listeners) => Some(listeners),
             None => match account.aws.describe_listeners_of(&balancer.arn).await {
@@ -200,8 +202,11 @@ pub async fn learn_networks(
     networks: BTreeMap<InstanceId, crate::aws::ec2::Instance>,
     is_complete: bool,
 ) -> Result<(), AwsError> {
-    let choices: BTreeSet<_> =
-        networks.values().filter(|network| network.groups.len() > 1).flat_map(|network| network.groups.clone()).collect();
+    let choices: BTreeSet<_> = networks
+        .values()
+        .filter(|network| network.groups.len() > 1)
+        .flat_map(|network| network.groups.clone())
+        .collect();
     let tagged = account.aws.describe_groups_by_id(&choices).await?;
     let mut state = account.state();
     if is_complete {
@@ -227,7 +232,9 @@ fn vpc(account: &Account) -> Result<VpcId, DriftError> {
         (1, Some(only), _) => Ok(only),
         (0, _, Some(known)) => Ok(known),
         (0, _, None) if state.workers.is_empty() => Err(DriftError::NoVpc("the cluster has no node".into())),
-        (0, _, None) => Err(DriftError::NoVpc("no node's spec.providerID names an instance of this account and Region".into())),
+        (0, _, None) => {
+            Err(DriftError::NoVpc("no node's spec.providerID names an instance of this account and Region".into()))
+        }
         _ => Err(DriftError::NoVpc("the nodes are in several VPCs".into())),
     }
 }

@@ -99,7 +99,11 @@ pub fn named_subnets(names: &[String], facts: &Facts) -> Result<BTreeMap<Zone, S
             }
         }
     }
-    if missing.is_empty() { Ok(chosen) } else { Err(wrong(format!("has {}, which does not exist", missing.join(", ")))) }
+    if missing.is_empty() {
+        Ok(chosen)
+    } else {
+        Err(wrong(format!("has {}, which does not exist", missing.join(", "))))
+    }
 }
 
 /// Subnets by the rules of EKS: role tags, else reachability; one for each zone, tagged for the cluster first, then the
@@ -112,8 +116,7 @@ pub fn discover_subnets(cluster: &str, scheme: Scheme, facts: &Facts) -> Result<
         Scheme::Internal => "kubernetes.io/role/internal-elb",
         Scheme::InternetFacing => "kubernetes.io/role/elb",
     };
-    let has_role =
-        |subnet: &Subnet| subnet.tags.get(role).is_some_and(|value| value.is_empty() || value == "1");
+    let has_role = |subnet: &Subnet| subnet.tags.get(role).is_some_and(|value| value.is_empty() || value == "1");
     let by_role = facts.subnets.values().any(has_role);
     let wants_public = scheme == Scheme::InternetFacing;
     let mut reasons = vec![];
@@ -240,13 +243,17 @@ mod tests {
 
     #[test]
     fn r30_one_group_is_chosen_by_a_fixed_rule() {
-        let tags = |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Tags>();
+        let tags =
+            |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Tags>();
         let two = BTreeMap::from([("sg-2".into(), tags(&[OURS])), ("sg-1".into(), tags(&[OURS]))]);
         let (chosen, warning) = choose_node_group("demo", &two).unwrap();
         assert_eq!(chosen, "sg-1".into());
         let warning = warning.unwrap();
         assert!(warning.contains("sg-1, sg-2"), "{warning}");
-        let eks = BTreeMap::from([("sg-1".into(), tags(&[OURS])), ("sg-2".into(), tags(&[OURS, ("aws:eks:cluster-name", "demo")]))]);
+        let eks = BTreeMap::from([
+            ("sg-1".into(), tags(&[OURS])),
+            ("sg-2".into(), tags(&[OURS, ("aws:eks:cluster-name", "demo")])),
+        ]);
         assert_eq!(choose_node_group("demo", &eks).unwrap().0, "sg-2".into());
         let clear = BTreeMap::from([("sg-1".into(), tags(&[])), ("sg-2".into(), tags(&[OURS]))]);
         assert_eq!(choose_node_group("demo", &clear), Some(("sg-2".into(), None)));

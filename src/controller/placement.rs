@@ -125,7 +125,10 @@ impl fmt::Display for Note {
                  unhealthy; {direct}. Set the health check type to EC2 to have it attached"
             ),
             Self::InstanceRefresh(asg) => {
-                write!(f, "Auto Scaling group {asg} takes no target group during an instance refresh; {direct} until then")
+                write!(
+                    f,
+                    "Auto Scaling group {asg} takes no target group during an instance refresh; {direct} until then"
+                )
             }
             Self::NoNode => f.write_str("no node of the cluster can be a target, so the load balancer has none"),
         }
@@ -307,9 +310,8 @@ fn targets(
 ) {
     let unread = Targets::default();
     let known = scene.targets.get(arn).unwrap_or(&unread);
-    let by_attachment = |node: &Node<'_>| {
-        node.asg.is_some_and(|asg| holders.is_some_and(|holders| holders.contains(asg)))
-    };
+    let by_attachment =
+        |node: &Node<'_>| node.asg.is_some_and(|asg| holders.is_some_and(|holders| holders.contains(asg)));
     let adds_nothing =
         |node: &Node<'_>| node.asg.and_then(|name| scene.observed.asgs.get(name)).is_some_and(|asg| asg.add_suspended);
     let is_attached_now = |node: &Node<'_>| {
@@ -345,14 +347,16 @@ fn targets(
         let gone = known.direct.iter().chain(&known.strangers);
         let gone = gone.filter(|instance| !stays.contains(instance) && !unresolved.contains(*instance));
         let held = |instance: &InstanceId| {
-            holders.into_iter().flatten().any(|name| {
-                scene.observed.asgs.get(*name).is_some_and(|asg| asg.instances.contains(instance))
-            })
+            holders
+                .into_iter()
+                .flatten()
+                .any(|name| scene.observed.asgs.get(*name).is_some_and(|asg| asg.instances.contains(instance)))
         };
         let is_node = |instance: &InstanceId| nodes.iter().any(|node| node.instance == instance);
         deregister.extend(gone.filter(|instance| is_node(instance) || !held(instance)).cloned());
     }
-    if !known.known && !(register.is_empty() && deregister.is_empty()) {
+    let acts = !register.is_empty() || !deregister.is_empty();
+    if acts && !known.known {
         placement.read.insert(arn.clone());
         return;
     }

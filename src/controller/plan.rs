@@ -107,7 +107,11 @@ impl fmt::Display for Wait {
             Self::Targets { target_group } => write!(f, "waiting for target group {target_group} to get its targets"),
             Self::Detaching { target_group, asgs } => {
                 let names: Vec<_> = asgs.iter().map(AsgName::as_str).collect();
-                write!(f, "waiting for Auto Scaling group {} to let go of target group {target_group}", names.join(", "))
+                write!(
+                    f,
+                    "waiting for Auto Scaling group {} to let go of target group {target_group}",
+                    names.join(", ")
+                )
             }
             Self::Replacement { balancer } => write!(f, "waiting for load balancer {balancer} to take over"),
         }
@@ -144,9 +148,7 @@ impl Step {
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let join = |rules: &BTreeSet<IngressRule>| {
-            rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        };
+        let join = |rules: &BTreeSet<IngressRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let zones = |subnets: &BTreeMap<Zone, SubnetId>| {
             subnets.iter().map(|(zone, subnet)| format!("{subnet} ({zone})")).collect::<Vec<_>>().join(", ")
         };
@@ -335,13 +337,15 @@ impl Plan {
     fn remove_extras(&mut self, desired: &Desired, slice: &Slice<'_>, balancer: Option<&Balancer>) {
         let usable = balancer.is_some_and(|balancer| {
             balancer.state == BalancerState::Active
-                && balancer.listeners.as_ref().is_some_and(|listeners| {
-                    desired.target_groups.keys().all(|port| listeners.contains_key(port))
-                })
+                && balancer
+                    .listeners
+                    .as_ref()
+                    .is_some_and(|listeners| desired.target_groups.keys().all(|port| listeners.contains_key(port)))
         });
-        let all_served = desired.target_groups.values().all(|group| {
-            slice.target_groups.iter().any(|observed| observed.name == group.name && observed.served)
-        });
+        let all_served = desired
+            .target_groups
+            .values()
+            .all(|group| slice.target_groups.iter().any(|observed| observed.name == group.name && observed.served));
         let mut in_use: BTreeSet<_> = self
             .waits
             .iter()

@@ -246,7 +246,8 @@ async fn publish_hostname(service: &Service, context: &Context, desired: &Desire
         }
     }
     if set_hostname(&context.client, service, Some(&balancer.dns_name)).await? {
-        let note = format!("load balancer {} is reachable at {}", balancer.name, balancer.dns_name.to_ascii_lowercase());
+        let note =
+            format!("load balancer {} is reachable at {}", balancer.name, balancer.dns_name.to_ascii_lowercase());
         context.reporter.tell(service, Kind::Normal, report::READY, &note).await;
     }
     Ok(true)
@@ -285,7 +286,10 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
     }
     release_shared(context).await;
     if service.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
-        context.reporter.tell(service, Kind::Normal, report::DELETED, "the load balancer and all that belongs to it is gone").await;
+        context
+            .reporter
+            .tell(service, Kind::Normal, report::DELETED, "the load balancer and all that belongs to it is gone")
+            .await;
         set_finalizer(&context.client, service, false).await?;
     }
     context.reporter.forget(&uid, |_| true);

@@ -55,9 +55,11 @@ impl Reporter {
     /// Warns about a Service that is known by its owner's tags only.
     pub async fn warn_owner(&self, owner: &Owner, reason: &str, note: &str) {
         let reference = ObjectRef::new(&owner.service.name).within(&owner.service.namespace);
-        match self.services.get(&reference).filter(|service| service.metadata.uid.as_deref() == Some(&owner.uid)) {
-            Some(service) => self.tell(&service, Kind::Warning, reason, note).await,
-            None => tracing::warn!(service = %owner.service, reason, note, "of a Service that is gone"),
+        let found = self.services.get(&reference).filter(|service| service.metadata.uid.as_deref() == Some(&owner.uid));
+        if let Some(service) = found {
+            self.tell(&service, Kind::Warning, reason, note).await;
+        } else {
+            tracing::warn!(service = %owner.service, reason, note, "of a Service that is gone");
         }
     }
 

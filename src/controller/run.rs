@@ -12,6 +12,7 @@ use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Api, ResourceExt};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -50,33 +51,19 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     end_on_signal(stop.clone())?;
     let metrics = Metrics::default();
     let health = Health::default();
-    let listener = TcpListener::bind(settings.listen).await.with_context(|| format!("--listen: cannot listen on {}", settings.listen))?;
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("--listen: cannot listen on {}", settings.listen))?;
     tokio::spawn(admin::serve(listener, health.clone(), metrics.clone()));
 
-    let client = kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    let client =
+        kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
     let (leading, leader) = watch::channel(!settings.leader_elect);
 
     let mut tasks = JoinSet::new();
-    let (nodes, node_writer) = store();
+    let (nodes, mut node_changes) = watch_nodes(&mut tasks, &client);
     let (services, service_writer) = store();
-    let (changed_nodes, mut node_changes) = watch::channel(());
-    let node_stream = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
-        .default_backoff()
-        .modify(trim_node)
-        .reflect(node_writer);
-    tasks.spawn(async move {
-        node_stream
-            .for_each(|event| {
-                match event {
-                    Ok(_) => drop(changed_nodes.send(())),
-                    Err(error) => tracing::warn!(%error, "cannot watch Nodes"),
-                }
-                std::future::ready(())
-            })
-            .await;
-    });
-
     if settings.leader_elect {
         // Standing by is being ready.
         health.set_ready(true);
@@ -92,23 +79,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     }
 
     nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
-    let workers = read_workers(&nodes);
-    let region = settings.region.clone().or_else(|| region_of(&nodes));
-    let config = aws::configuration(region).await;
-    if config.region().is_none() {
-        bail!("cannot find the AWS Region: set --region or AWS_REGION");
-    }
-    let policy = Policy {
-        cluster: settings.cluster_name.clone(),
-        default_scheme: settings.default_scheme,
-        node_ports: settings.node_port_range,
-        health_port: settings.health_port,
-    };
-    let vpc = settings.vpc_id.as_deref().map(Into::into);
-    let (account, woken) = Account::new(Aws::new(&config, &metrics), policy, vpc, leader);
-    let account = Arc::new(account);
-    account.state().workers = workers;
-
+    let (account, woken) = open_account(&settings, &nodes, leader, &metrics).await?;
     let events = Events::new(client.clone(), instance);
     let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone()));
     let context = Arc::new(Context {
@@ -128,15 +99,13 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     if stop.is_cancelled() {
         return finish(tasks).await;
     }
-    tracing::info!(
-        cluster = settings.cluster_name,
-        region = account.aws.region(),
-        asgs = account.state().observed.asgs.len(),
-        balancers = account.state().observed.balancers.len(),
-        "read the account"
-    );
+    let (asgs, balancers) = {
+        let state = account.state();
+        (state.observed.asgs.len(), state.observed.balancers.len())
+    };
+    tracing::info!(cluster = settings.cluster_name, region = account.aws.region(), asgs, balancers, "read the account");
 
-    let (drifted, drifts) = tokio::sync::mpsc::unbounded_channel();
+    let (drifted, drifts) = unbounded_channel();
     {
         let account = Arc::clone(&account);
         tasks.spawn(async move {
@@ -150,9 +119,11 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     tasks.spawn(watch_provisioning(Arc::clone(&account)));
     tasks.spawn(check_drift(Arc::clone(&context), rotation, settings.drift_interval, drifted));
 
-    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff().modify(|service: &mut Service| {
-        service.metadata.managed_fields = None;
-    });
+    let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff().modify(
+        |service: &mut Service| {
+            service.metadata.managed_fields = None;
+        },
+    );
     let stream = reflector(service_writer, stream).applied_objects();
     let woken = UnboundedReceiverStream::new(woken)
         .map(|owner: Owner| ObjectRef::new(&owner.service.name).within(&owner.service.namespace));
@@ -173,6 +144,49 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
         }
     }
     finish(tasks).await
+}
+
+/// Keeps a store of the Nodes, and says when it changes.
+fn watch_nodes(tasks: &mut JoinSet<()>, client: &kube::Client) -> (Store<Node>, watch::Receiver<()>) {
+    let (nodes, writer) = store();
+    let (changed, changes) = watch::channel(());
+    let stream = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
+        .default_backoff()
+        .modify(trim_node)
+        .reflect(writer);
+    tasks.spawn(stream.for_each(move |event| {
+        match event {
+            // Nobody listens before this process leads.
+            Ok(_) => drop(changed.send(())),
+            Err(error) => tracing::warn!(%error, "cannot watch Nodes"),
+        }
+        std::future::ready(())
+    }));
+    (nodes, changes)
+}
+
+/// The account of the environment's credentials, with the nodes as they are now.
+async fn open_account(
+    settings: &settings::Controller,
+    nodes: &Store<Node>,
+    leader: watch::Receiver<bool>,
+    metrics: &Metrics,
+) -> anyhow::Result<(Arc<Account>, UnboundedReceiver<Owner>)> {
+    let region = settings.region.clone().or_else(|| region_of(nodes));
+    let config = aws::configuration(region).await;
+    if config.region().is_none() {
+        bail!("cannot find the AWS Region: set --region or AWS_REGION");
+    }
+    let policy = Policy {
+        cluster: settings.cluster_name.clone(),
+        default_scheme: settings.default_scheme,
+        node_ports: settings.node_port_range,
+        health_port: settings.health_port,
+    };
+    let vpc = settings.vpc_id.as_deref().map(Into::into);
+    let (account, woken) = Account::new(Aws::new(&config, metrics), policy, vpc, leader);
+    account.state().workers = read_workers(nodes);
+    Ok((Arc::new(account), woken))
 }
 
 /// Lets the Lease go and ends the rest.
@@ -209,12 +223,14 @@ async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &Ca
         match drift::check(account, rotation).await {
             Ok(_) => return,
             // Everything but the network is known; Services are told what is missing.
-            Err(error @ drift::DriftError::NoVpc(_)) => return tracing::warn!(%error, "no load balancer can be made yet"),
+            Err(error @ drift::DriftError::NoVpc(_)) => {
+                return tracing::warn!(%error, "no load balancer can be made yet");
+            }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, ?delay, "cannot read the account"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_secs(60)),
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_mins(1)),
         }
     }
 }
@@ -234,7 +250,7 @@ async fn watch_provisioning(account: Arc<Account>) {
             match account.aws.describe_balancers_by_arn(&pending).await {
                 Ok(fresh) => {
                     let changed = account.state().record_states(fresh);
-                    changed.iter().for_each(|tags| account.wake_owner_of(tags));
+                    account.wake_owners(&changed);
                 }
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot read load balancers"),
             }
@@ -247,7 +263,7 @@ async fn check_drift(
     context: Arc<Context>,
     mut rotation: drift::Rotation,
     interval: Duration,
-    drifted: tokio::sync::mpsc::UnboundedSender<()>,
+    drifted: UnboundedSender<()>,
 ) {
     let account = &context.account;
     let mut pause = interval;

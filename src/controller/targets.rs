@@ -25,7 +25,7 @@ const GATHER: Duration = Duration::from_millis(300);
 /// Waits between two looks at changes under way in an Auto Scaling group.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// An instance that AWS does not take is worth a word after this time; most are just starting or stopping.
-const UNFIT_PATIENCE: Duration = Duration::from_secs(120);
+const UNFIT_PATIENCE: Duration = Duration::from_mins(2);
 /// A look even without a ring, for what waits for a time to pass.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
@@ -112,7 +112,7 @@ async fn look_at_changes(account: &Account, backoff: &mut Backoff) {
                 }
                 state.touch(asg.as_str());
                 drop(state);
-                gone.iter().for_each(|tags| account.wake_owner_of(tags));
+                account.wake_owners(&gone);
             }
             Err(error) => {
                 tracing::warn!(%asg, error = &error as &dyn std::error::Error, "cannot read traffic sources");
@@ -166,14 +166,17 @@ async fn find_out(account: &Account, placement: &Placement, backoff: &mut Backof
                 }
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the Auto Scaling groups of nodes");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot read the Auto Scaling groups of nodes"
+                );
                 backoff.put_off(MEMBERSHIP, &error, now);
             }
         }
     }
     for arn in placement.read.iter().filter(|arn| backoff.is_due(arn.as_str(), now)).cloned().collect::<Vec<_>>() {
         match account.aws.describe_targets(&arn).await {
-            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, listed, false),
+            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, &listed, false),
             Err(error) if error.class == Class::Missing => lost(account, &arn),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets");
@@ -195,7 +198,9 @@ fn lost(account: &Account, arn: &TargetGroupArn) {
 }
 
 async fn register(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
-    for (arn, instances) in placement.register.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>() {
+    for (arn, instances) in
+        placement.register.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>()
+    {
         if account.fence().is_err() {
             return;
         }
@@ -214,13 +219,23 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
                 }
             }
             Err(error) if error.class == Class::Missing => lost(account, arn),
-            Err(error) => fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await,
+            Err(error) => {
+                fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
+            }
         }
     }
 }
 
-async fn deregister(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
-    for (arn, instances) in placement.deregister.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>() {
+async fn deregister(
+    account: &Account,
+    reporter: &Reporter,
+    placement: &Placement,
+    backoff: &mut Backoff,
+    now: Instant,
+) {
+    for (arn, instances) in
+        placement.deregister.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>()
+    {
         if account.fence().is_err() {
             return;
         }
@@ -232,7 +247,9 @@ async fn deregister(account: &Account, reporter: &Reporter, placement: &Placemen
                 strangers.retain(|instance| !instances.contains(instance));
                 expelled.extend(instances.iter().cloned());
             }
-            Err(error) => fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await,
+            Err(error) => {
+                fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
+            }
         }
     }
 }
@@ -250,7 +267,8 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Resul
     let room = || {
         let state = account.state();
         let sources = state.observed.asgs.get(asg).map(|asg| &asg.sources);
-        let changing = sources.map_or(0, |sources| sources.values().filter(|state| **state != SourceState::Added).count());
+        let changing =
+            sources.map_or(0, |sources| sources.values().filter(|state| **state != SourceState::Added).count());
         SOURCES_PER_CALL.saturating_sub(changing)
     };
     let batch: Vec<_> = placement.attach.get(asg).into_iter().flatten().take(room()).cloned().collect();
@@ -308,7 +326,9 @@ async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> R
             Ok(None)
         }
         Err(error) if error.message.contains("may not be valid") => {
-            batch.iter().for_each(|arn| lost(account, arn));
+            for arn in batch {
+                lost(account, arn);
+            }
             Ok(None)
         }
         Err(error) if error.code.starts_with("InstanceRefreshInProgress") => {
@@ -377,7 +397,7 @@ fn mark_served(account: &Account) {
         group.served = served;
     }
     drop(state);
-    woken.iter().for_each(|tags| account.wake_owner_of(tags));
+    account.wake_owners(&woken);
 }
 
 /// Events about placement: on Services, and on Nodes that cannot be targets.
@@ -387,7 +407,10 @@ async fn tell(account: &Account, reporter: &Reporter) {
         let placement = state.place(&account.policy.cluster, Instant::now());
         let mut notes: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (arn, said) in &placement.notes {
-            let owner = state.observed.target_group(arn).and_then(|group| ownership::owner(&account.policy.cluster, &group.tags));
+            let owner = state
+                .observed
+                .target_group(arn)
+                .and_then(|group| ownership::owner(&account.policy.cluster, &group.tags));
             if let Some(owner) = owner {
                 notes.entry(owner).or_default().extend(said.iter().cloned());
             }

@@ -242,7 +242,8 @@ mod tests {
 
     #[test]
     fn maps() {
-        let pairs = |list: &[(&str, &str)]| Ok(list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Vec<_>>());
+        let pairs =
+            |list: &[(&str, &str)]| Ok(list.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Vec<_>>());
         assert_eq!(map(" a = 1 , b=x=y"), pairs(&[("a", "1"), ("b", "x=y")]));
         assert_eq!(map(r"a=1\,2,b=\\"), pairs(&[("a", "1,2"), ("b", r"\")]));
         assert_eq!(map("a="), pairs(&[("a", "")]));

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use super::id::InstanceId;
 
 /// Labels whose presence, with any value, keeps a node out of load balancers (KEP-1143 and its predecessors).
-const EXCLUDING_LABELS: [&str; 2] =
-    ["node.kubernetes.io/exclude-from-external-load-balancers", "alpha.service-controller.kubernetes.io/exclude-balancer"];
+const EXCLUDING_LABELS: [&str; 2] = [
+    "node.kubernetes.io/exclude-from-external-load-balancers",
+    "alpha.service-controller.kubernetes.io/exclude-balancer",
+];
 /// Labels of control-plane nodes, which are never targets.
 const CONTROL_PLANE_LABELS: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 /// Pairs of a node's label and the tag of its Auto Scaling group that carry the same value: what lets a joining node be
@@ -72,13 +74,18 @@ impl Worker {
 
 /// The EC2 instance in a provider ID of the form `aws:///<zone>/<instance>`.
 fn instance_of(provider_id: &str) -> Result<InstanceId, String> {
-    let wrong = |what: &str| Err(format!("spec.providerID: {provider_id:?} {what}; expected aws:///<zone>/<instance id>"));
+    let wrong =
+        |what: &str| Err(format!("spec.providerID: {provider_id:?} {what}; expected aws:///<zone>/<instance id>"));
     if provider_id.is_empty() {
         return wrong("is empty");
     }
     let Some(rest) = provider_id.strip_prefix("aws://") else { return wrong("is not one of AWS") };
     match rest.rsplit('/').next() {
-        Some(id) if id.strip_prefix("i-").is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit())) => {
+        Some(id)
+            if id
+                .strip_prefix("i-")
+                .is_some_and(|hex| !hex.is_empty() && hex.bytes().all(|b| b.is_ascii_hexdigit())) =>
+        {
             Ok(id.into())
         }
         _ => wrong("does not end in an instance id"),

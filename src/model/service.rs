@@ -161,7 +161,8 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     let name = parse_name(annotations).map_err(&mut keep).unwrap_or_default();
     let subnets = parse_subnets(annotations).map_err(&mut keep).unwrap_or_default();
     let tags = parse_tags(annotations).map_err(&mut keep).unwrap_or_default();
-    let source_ranges = parse_source_ranges(&spec.load_balancer_source_ranges.unwrap_or_default(), annotations, &mut keep);
+    let source_ranges =
+        parse_source_ranges(&spec.load_balancer_source_ranges.unwrap_or_default(), annotations, &mut keep);
     let ports = parse_ports(&spec.ports.unwrap_or_default(), &mut keep);
 
     let families = spec.ip_families.unwrap_or_default();
@@ -173,7 +174,12 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     if rules > RULE_LIMIT {
         let wrong = format!("needs {rules} inbound rules in a security group");
         let expected = format!("at most {RULE_LIMIT}; merge source ranges or split the Service");
-        keep(Problem::new("spec.ports", format!("{} ports × {} ranges", ports.len(), source_ranges.len()), wrong, expected));
+        keep(Problem::new(
+            "spec.ports",
+            format!("{} ports × {} ranges", ports.len(), source_ranges.len()),
+            wrong,
+            expected,
+        ));
     }
     let local = spec.external_traffic_policy.as_deref() == Some("Local");
     let local_health_port = if local { spec.health_check_node_port.and_then(to_port) } else { None };
@@ -262,7 +268,8 @@ fn parse_tags(annotations: Annotations<'_>) -> Result<Tags, Problem> {
     match wrong {
         None => Ok(tags),
         Some(wrong) => {
-            let expected = "at most 45 tags; keys up to 127 and values up to 255 letters, digits, blanks and + - = . _ : / @";
+            let expected =
+                "at most 45 tags; keys up to 127 and values up to 255 letters, digits, blanks and + - = . _ : / @";
             let text = annotations.text(annotation::RESOURCE_TAGS).unwrap_or_default();
             Err(Problem::new(annotation::RESOURCE_TAGS, text, wrong, expected))
         }
@@ -285,7 +292,12 @@ fn parse_source_ranges(
         match text.parse::<IpNet>() {
             Ok(IpNet::V4(range)) => ranges.push(IpNet::V4(range.trunc())),
             Ok(IpNet::V6(_)) => {
-                keep(Problem::new(field, text, "is an IPv6 range and the load balancer is not dualstack", "IPv4 ranges"));
+                keep(Problem::new(
+                    field,
+                    text,
+                    "is an IPv6 range and the load balancer is not dualstack",
+                    "IPv4 ranges",
+                ));
             }
             Err(_) => keep(Problem::new(field, text, "is no address range", "CIDR blocks such as 192.0.2.0/24")),
         }
@@ -324,10 +336,13 @@ fn parse_ports(ports: &[ServicePort], keep: &mut impl FnMut(Problem)) -> BTreeMa
             None => {
                 parsed.insert(number, Port { port: number, protocol, node_port });
             }
-            Some(other) if other.protocol != protocol && other.node_port == node_port => other.protocol = Protocol::TcpUdp,
+            Some(other) if other.protocol != protocol && other.node_port == node_port => {
+                other.protocol = Protocol::TcpUdp;
+            }
             Some(other) if other.protocol != protocol => {
                 let wrong = format!("differs from nodePort {} of the same port {number}", other.node_port);
-                let expected = "one NodePort for both protocols, since a Network Load Balancer has one listener per port";
+                let expected =
+                    "one NodePort for both protocols, since a Network Load Balancer has one listener per port";
                 keep(Problem::new(format!("{field}.nodePort"), node_port.to_string(), wrong, expected));
             }
             Some(_) => {

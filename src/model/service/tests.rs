@@ -36,10 +36,15 @@ fn claims_by_class_alone() {
     let ours = service(one_port(), &[]);
     assert!(is_claimed(&ours, "weir.dev/nlb", false));
     assert!(!is_claimed(&ours, "service.k8s.aws/nlb", true));
-    let classless = service(json!({"type": "LoadBalancer"}), &[("service.beta.kubernetes.io/aws-load-balancer-type", "nlb")]);
+    let classless =
+        service(json!({"type": "LoadBalancer"}), &[("service.beta.kubernetes.io/aws-load-balancer-type", "nlb")]);
     assert!(!is_claimed(&classless, "weir.dev/nlb", false));
     assert!(is_claimed(&classless, "weir.dev/nlb", true));
-    assert!(!is_claimed(&service(json!({"type": "NodePort", "loadBalancerClass": "weir.dev/nlb"}), &[]), "weir.dev/nlb", true));
+    assert!(!is_claimed(
+        &service(json!({"type": "NodePort", "loadBalancerClass": "weir.dev/nlb"}), &[]),
+        "weir.dev/nlb",
+        true
+    ));
 }
 
 #[test]
@@ -48,7 +53,10 @@ fn scheme() {
         sentence(one_port(), &[(annotation::SCHEME, "public")]),
         "service.beta.kubernetes.io/aws-load-balancer-scheme: \"public\" is an unknown scheme; expected internal or internet-facing"
     );
-    assert_eq!(parse(&service(one_port(), &[(annotation::SCHEME, " internal ")])).unwrap().scheme, Some(Scheme::Internal));
+    assert_eq!(
+        parse(&service(one_port(), &[(annotation::SCHEME, " internal ")])).unwrap().scheme,
+        Some(Scheme::Internal)
+    );
 }
 
 #[test]
@@ -68,10 +76,18 @@ fn names() {
 
 #[test]
 fn subnets() {
-    for (list, part) in [(",", "names no subnet"), ("subnet-xyz", "no subnet id"), ("a,b,a", "\"a\" twice"), ("subnet-", "no subnet id")] {
+    for (list, part) in [
+        (",", "names no subnet"),
+        ("subnet-xyz", "no subnet id"),
+        ("a,b,a", "\"a\" twice"),
+        ("subnet-", "no subnet id"),
+    ] {
         assert!(sentence(one_port(), &[(annotation::SUBNETS, list)]).contains(part), "{list}");
     }
-    assert_eq!(parse(&service(one_port(), &[(annotation::SUBNETS, "subnet-0a, public-b")])).unwrap().subnets, ["subnet-0a", "public-b"]);
+    assert_eq!(
+        parse(&service(one_port(), &[(annotation::SUBNETS, "subnet-0a, public-b")])).unwrap().subnets,
+        ["subnet-0a", "public-b"]
+    );
 }
 
 #[test]
@@ -98,7 +114,9 @@ fn source_ranges_are_canonical_and_the_spec_goes_first() {
     let parsed = parse(&service(one_port(), &[(annotation::SOURCE_RANGES, "203.0.113.0/24,")])).unwrap();
     assert_eq!(parsed.source_ranges.len(), 1);
     assert!(sentence(one_port(), &[(annotation::SOURCE_RANGES, "::/0")]).contains("not dualstack"));
-    assert!(sentence(one_port(), &[(annotation::SOURCE_RANGES, "nonsense")]).contains("\"nonsense\" is no address range"));
+    assert!(
+        sentence(one_port(), &[(annotation::SOURCE_RANGES, "nonsense")]).contains("\"nonsense\" is no address range")
+    );
 }
 
 #[test]
@@ -112,8 +130,10 @@ fn a_port_without_node_port() {
 
 #[test]
 fn r41_tcp_and_udp_on_one_port_merge_when_they_share_the_node_port() {
-    let ports = |udp| json!({"type": "LoadBalancer", "ports": [
-        {"port": 53, "nodePort": 30053, "protocol": "TCP"}, {"port": 53, "nodePort": udp, "protocol": "UDP"}]});
+    let ports = |udp| {
+        json!({"type": "LoadBalancer", "ports": [
+        {"port": 53, "nodePort": 30053, "protocol": "TCP"}, {"port": 53, "nodePort": udp, "protocol": "UDP"}]})
+    };
     let merged = parse(&service(ports(30053), &[])).unwrap();
     assert_eq!(merged.ports[&53].protocol, Protocol::TcpUdp);
     assert!(sentence(ports(30054), &[]).contains("differs from nodePort 30053 of the same port 53"));
