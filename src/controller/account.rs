@@ -61,6 +61,8 @@ pub struct State {
     pub observed: Observed,
     /// The network, once it has been read.
     pub facts: Option<Facts>,
+    /// Why the network could not be read.
+    pub network_problem: Option<String>,
     /// Nodes by name.
     pub workers: BTreeMap<String, Worker>,
     /// Networks of instances.

@@ -45,13 +45,16 @@ pub enum DriftError {
 /// What could not be read; the view is then as it was, or newer in parts.
 pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, DriftError> {
     // Targets before groups: an instance in neither must not be one that was launched in between.
-    rotate_targets(account, rotation).await?;
+    if let Err(error) = rotate_targets(account, rotation).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets");
+    }
     let began = account.state().now();
     let fresh = read(account, rotation).await?;
     let again = account.state().merge(fresh, began);
-    refresh_network(account).await?;
     account.placement.notify_one();
-    Ok(again)
+    let network = refresh_network(account).await;
+    account.state().network_problem = network.as_ref().err().map(ToString::to_string);
+    network.map(|()| again)
 }
 
 async fn rotate_targets(account: &Account, rotation: &mut Rotation) -> Result<(), AwsError> {
@@ -215,8 +218,14 @@ pub async fn learn_networks(
     state.instances.extend(networks);
     state.group_tags.extend(tagged.into_iter().map(|group| (group.id, group.tags)));
     let node_groups = state.node_groups(&account.policy.cluster);
-    if let Some(facts) = &mut state.facts {
+    if let Some(facts) = &mut state.facts
+        && facts.node_groups != node_groups
+    {
         facts.node_groups = node_groups;
+        if !is_complete {
+            // Their rules are made by the check.
+            account.recheck.notify_one();
+        }
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use super::desired::{Desired, Refusal, desired, node_rules};
 use super::observed::BalancerState;
 use super::plan::{Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
+use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
 use crate::cluster::service::{set_finalizer, set_hostname};
 use crate::metrics::{Metrics, Reconciled};
@@ -136,11 +137,7 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
         Ok(spec) => spec,
         Err(problems) => return Ok(refuse(service, context, &problems).await),
     };
-    set_finalizer(&context.client, service, true).await?;
-    if let Err(error) = ensure_shared(context).await {
-        return Ok(Ending::Failed(error));
-    }
-    let mut first_failure = None;
+    let mut failures = Failures::default();
     for _ in 0..ROUNDS {
         if let Some(error) = ensure_listeners_known(context, &spec).await {
             return Ok(Ending::Failed(error));
@@ -154,15 +151,19 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
                 return Ok(Ending::Refused(Some(NETWORK_RETRY.min(context.longest_wait))));
             }
         };
-        let before = first_failure.is_some();
-        let carried = carry_out(context, &plan).await;
-        match carried {
-            Ok(failure) => first_failure = first_failure.or(failure),
-            Err(error) => return Ok(Ending::Failed(error)),
+        // Only now that the Service is known to be good: a refused one leaves no trace.
+        set_finalizer(&context.client, service, true).await?;
+        if let Err(error) = ensure_shared(context).await {
+            return Ok(Ending::Failed(error));
         }
-        if plan.steps.is_empty() || (before && first_failure.is_some()) {
+        let done = match carry_out(context, &plan, &mut failures).await {
+            Ok(done) => done,
+            Err(error) => return Ok(Ending::Failed(error)),
+        };
+        if !done {
+            tell_node_groups(service, context).await;
             let usable = publish_hostname(service, context, &desired).await?;
-            return Ok(match first_failure {
+            return Ok(match failures.first {
                 Some(error) => Ending::Failed(error),
                 None if usable && plan.waits.is_empty() => Ending::Settled,
                 None => {
@@ -175,20 +176,39 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
     Ok(Ending::Refused(Some(AGAIN)))
 }
 
-/// Takes a plan's steps. What does not depend on a step that failed is done all the same, and the first failure
-/// returned.
-async fn carry_out(context: &Context, plan: &Plan) -> Result<Option<StepError>, StepError> {
-    let mut first_failure = None;
+/// Independent steps that failed in one reconcile. They are planned again in its later rounds, and not tried again.
+#[derive(Default)]
+struct Failures {
+    steps: Vec<Step>,
+    first: Option<StepError>,
+}
+
+/// Takes a plan's steps. What does not depend on a step that failed is done all the same. Returns whether anything was
+/// done.
+async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> Result<bool, StepError> {
+    let mut done = false;
     for step in &plan.steps {
+        if failures.steps.contains(step) {
+            continue;
+        }
         match apply(&context.account, step).await {
-            Ok(()) => {}
+            Ok(()) => done = true,
             Err(error) if step.is_independent() => {
-                first_failure.get_or_insert(error);
+                failures.steps.push(step.clone());
+                failures.first.get_or_insert(error);
             }
             Err(error) => return Err(error),
         }
     }
-    Ok(first_failure)
+    Ok(done)
+}
+
+/// A choice between several security groups of the nodes is worth a word.
+async fn tell_node_groups(service: &Service, context: &Context) {
+    let facts = context.account.state().facts.clone();
+    for warning in facts.iter().flat_map(|facts| &facts.node_groups.warnings) {
+        context.reporter.tell(service, Kind::Warning, report::NODE_GROUPS, warning).await;
+    }
 }
 
 fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
@@ -196,7 +216,8 @@ fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refu
     let policy = &account.policy;
     let mut state = account.state();
     let Some(facts) = state.facts.clone() else {
-        return Err(Refusal::Network("the cluster's VPC is not known yet".into()));
+        let unknown = "the cluster's network has not been read yet";
+        return Err(Refusal::Network(state.network_problem.clone().unwrap_or_else(|| unknown.into())));
     };
     let desired = desired(spec, &facts, policy, &state.observed)?;
     for (port, group) in &desired.target_groups {
@@ -301,12 +322,14 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
 /// # Errors
 /// The step that failed.
 pub async fn give_back(context: &Context, uid: &str) -> Result<Vec<Wait>, StepError> {
+    let mut failures = Failures::default();
     loop {
         let plan = teardown(&context.account.state().observed.of(&context.account.policy.cluster, uid));
         if plan.steps.is_empty() {
             return Ok(plan.waits);
         }
-        if let Some(error) = carry_out(context, &plan).await? {
+        carry_out(context, &plan, &mut failures).await?;
+        if let Some(error) = failures.first {
             return Err(error);
         }
     }
@@ -414,8 +437,10 @@ async fn failed(service: &Service, context: &Context, fingerprint: u64, error: S
         context.reporter.tell(service, Kind::Warning, error.class.reason(), &error.to_string()).await;
     }
     tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = &error as &dyn std::error::Error, "failed");
-    // It may have taken effect, or the view may be wrong: look before the next try.
-    context.account.recheck.notify_one();
+    // Where it may have taken effect, or the view may be wrong, look before the next try.
+    if matches!(error.class, Class::Transient | Class::Exists | Class::Missing | Class::Invalid) {
+        context.account.recheck.notify_one();
+    }
     Action::requeue(delay)
 }
 

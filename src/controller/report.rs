@@ -23,6 +23,8 @@ pub const INVALID: &str = "InvalidConfiguration";
 pub const IGNORED: &str = "ConfigurationIgnored";
 /// No subnet can be used, or the VPC is not known.
 pub const NETWORK: &str = "NetworkNotUsable";
+/// Nodes carry several security groups that could take the rules.
+pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
 /// AWS could not set the load balancer up.
 pub const FAILED: &str = "LoadBalancerFailed";
 

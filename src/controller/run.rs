@@ -61,19 +61,21 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
     let (leading, leader) = watch::channel(!settings.leader_elect);
 
+    // The Lease goes last: work under way may still write.
+    let let_go = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let (nodes, mut node_changes) = watch_nodes(&mut tasks, &client);
+    let (nodes, node_changes) = watch_nodes(&mut tasks, &client);
     let (services, service_writer) = store();
     if settings.leader_elect {
         // Standing by is being ready.
         health.set_ready(true);
         let identity = format!("{instance}_{}", std::process::id());
-        let (client, namespace, stop) = (client.clone(), settings.namespace.clone(), stop.clone());
-        tasks.spawn(lease::hold(client, namespace, identity, leading.clone(), stop));
+        let (client, namespace) = (client.clone(), settings.namespace.clone());
+        tasks.spawn(lease::hold(client, namespace, identity, leading, let_go.clone()));
     }
     let mut awaited = leader.clone();
     tokio::select! {
-        () = stop.cancelled() => return finish(tasks).await,
+        () = stop.cancelled() => return finish(tasks, &let_go).await,
         ended = tasks.join_next() => bail!("ended before it began: {ended:?}"),
         won = awaited.wait_for(|leads| *leads) => drop(won.context("leadership cannot be won")?),
     }
@@ -97,7 +99,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let mut rotation = drift::Rotation::default();
     read_first(&account, &mut rotation, &stop).await;
     if stop.is_cancelled() {
-        return finish(tasks).await;
+        return finish(tasks, &let_go).await;
     }
     let (asgs, balancers) = {
         let state = account.state();
@@ -106,15 +108,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     tracing::info!(cluster = settings.cluster_name, region = account.aws.region(), asgs, balancers, "read the account");
 
     let (drifted, drifts) = unbounded_channel();
-    {
-        let account = Arc::clone(&account);
-        tasks.spawn(async move {
-            while node_changes.changed().await.is_ok() {
-                account.state().workers = read_workers(&nodes);
-                account.placement.notify_one();
-            }
-        });
-    }
+    tasks.spawn(follow_nodes(Arc::clone(&account), nodes, node_changes));
     tasks.spawn(targets::run(Arc::clone(&account), reporter));
     tasks.spawn(watch_provisioning(Arc::clone(&account)));
     tasks.spawn(check_drift(Arc::clone(&context), rotation, settings.drift_interval, drifted));
@@ -133,7 +127,12 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
         .reconcile_all_on(UnboundedReceiverStream::new(drifts))
         .graceful_shutdown_on(stop.clone().cancelled_owned())
         .run(reconcile, interrupted, context)
-        .for_each(|_| std::future::ready(()));
+        .for_each(|outcome| {
+            if let Err(error) = outcome {
+                tracing::debug!(%error, "a reconcile was not finished");
+            }
+            std::future::ready(())
+        });
     health.set_ready(true);
     tokio::pin!(controller);
     tokio::select! {
@@ -143,7 +142,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
             bail!("a task of the controller ended: {ended:?}");
         }
     }
-    finish(tasks).await
+    finish(tasks, &let_go).await
 }
 
 /// Keeps a store of the Nodes, and says when it changes.
@@ -163,6 +162,21 @@ fn watch_nodes(tasks: &mut JoinSet<()>, client: &kube::Client) -> (Store<Node>, 
         std::future::ready(())
     }));
     (nodes, changes)
+}
+
+/// Keeps the account's nodes up to date.
+async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: watch::Receiver<()>) {
+    while changes.changed().await.is_ok() {
+        let lacks_network = {
+            let mut state = account.state();
+            state.workers = read_workers(&nodes);
+            state.facts.as_ref().is_none_or(|facts| facts.node_groups.chosen.is_empty())
+        };
+        account.placement.notify_one();
+        if lacks_network {
+            account.recheck.notify_one();
+        }
+    }
 }
 
 /// The account of the environment's credentials, with the nodes as they are now.
@@ -190,7 +204,8 @@ async fn open_account(
 }
 
 /// Lets the Lease go and ends the rest.
-async fn finish(mut tasks: JoinSet<()>) -> anyhow::Result<()> {
+async fn finish(mut tasks: JoinSet<()>, let_go: &CancellationToken) -> anyhow::Result<()> {
+    let_go.cancel();
     // The Lease's task ends by itself; the others only with the process.
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_next()).await;
     tasks.shutdown().await;

@@ -65,7 +65,7 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
             () = tokio::time::sleep(pause) => {}
         }
         if is_changing && looked.elapsed() >= look {
-            look_at_changes(&account, &mut backoff).await;
+            look_at_changes(&account).await;
             looked = Instant::now();
             look = LOOK.1.min(look * 2);
         } else if !is_changing {
@@ -92,15 +92,11 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
     waited.map(|(name, _)| name.clone()).collect()
 }
 
-async fn look_at_changes(account: &Account, backoff: &mut Backoff) {
+async fn look_at_changes(account: &Account) {
     for asg in waited_for(account) {
-        let began = account.state().now();
         match account.aws.describe_sources(&asg).await {
             Ok(sources) => {
                 let mut state = account.state();
-                if state.now() != began {
-                    tracing::trace!(%asg, "something was written meanwhile");
-                }
                 let Some(known) = state.observed.asgs.get_mut(&asg) else { continue };
                 let before = std::mem::replace(&mut known.sources, sources);
                 let let_go: Vec<_> = before.into_keys().filter(|arn| !known.sources.contains_key(arn)).collect();
@@ -116,7 +112,6 @@ async fn look_at_changes(account: &Account, backoff: &mut Backoff) {
             }
             Err(error) => {
                 tracing::warn!(%asg, error = &error as &dyn std::error::Error, "cannot read traffic sources");
-                backoff.put_off(asg.as_str(), &error, Instant::now());
             }
         }
     }
