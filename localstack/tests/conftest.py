@@ -135,7 +135,9 @@ class World:
         return f"{prefix}-{next(self.names)}"
 
     def security_group(self, **more: Any) -> str:
-        return self.ec2.create_security_group(GroupName=self.name("sg"), Description="d", VpcId=self.vpc, **more)["GroupId"]
+        return self.ec2.create_security_group(GroupName=self.name("sg"), Description="d", VpcId=self.vpc, **more)[
+            "GroupId"
+        ]
 
     def balancer(self, **more: Any) -> dict:
         asked = {"Name": self.name("nlb"), "Type": "network", "Scheme": "internal", "Subnets": self.subnets} | more

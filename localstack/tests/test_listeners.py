@@ -112,9 +112,14 @@ def test_tls(world: World, arn: str, refusal: Callable) -> None:
     tls = {"balancer": arn, "group": group, "Protocol": "TLS", "Port": 443}
     certified = {"Certificates": [{"CertificateArn": first}]}
     assert refusal(world.listener, **tls).code == "ValidationError"
-    assert refusal(world.listener, **tls, Certificates=[{"CertificateArn": first[:-4] + "0000"}]).code == "CertificateNotFound"
+    assert (
+        refusal(world.listener, **tls, Certificates=[{"CertificateArn": first[:-4] + "0000"}]).code
+        == "CertificateNotFound"
+    )
     assert refusal(world.listener, **tls, **certified, SslPolicy="mine").code == "SSLPolicyNotFound"
-    made = world.listener(**tls, **certified, SslPolicy="ELBSecurityPolicy-TLS13-1-2-2021-06", AlpnPolicy=["HTTP2Preferred"])
+    made = world.listener(
+        **tls, **certified, SslPolicy="ELBSecurityPolicy-TLS13-1-2-2021-06", AlpnPolicy=["HTTP2Preferred"]
+    )
     assert (made["Certificates"], made["AlpnPolicy"]) == ([{"CertificateArn": first}], ["HTTP2Preferred"])
     shown = world.elb.modify_listener(
         ListenerArn=made["ListenerArn"], Certificates=[{"CertificateArn": second}], AlpnPolicy=["HTTP1Only"]
@@ -128,5 +133,7 @@ def test_fifty_listeners(world: World, arn: str, refusal: Callable) -> None:
     for port in range(1, 51):
         world.listener(arn, group, Port=port)
     assert refusal(world.listener, balancer=arn, group=group, Port=51).code == "TooManyListeners"
-    pages = list(world.elb.get_paginator("describe_listeners").paginate(LoadBalancerArn=arn, PaginationConfig={"PageSize": 20}))
+    pages = list(
+        world.elb.get_paginator("describe_listeners").paginate(LoadBalancerArn=arn, PaginationConfig={"PageSize": 20})
+    )
     assert [len(page["Listeners"]) for page in pages] == [20, 20, 10]

@@ -12,7 +12,9 @@ from conftest import Control, World
 
 def test_names_and_shape(world: World) -> None:
     lb = world.balancer(Name="shop", SecurityGroups=[world.security_group()])
-    identity = re.fullmatch(r"arn:aws:elasticloadbalancing:us-east-1:\d{12}:loadbalancer/net/shop/([0-9a-f]{16})", lb["LoadBalancerArn"])
+    identity = re.fullmatch(
+        r"arn:aws:elasticloadbalancing:us-east-1:\d{12}:loadbalancer/net/shop/([0-9a-f]{16})", lb["LoadBalancerArn"]
+    )
     assert identity
     assert lb["DNSName"] == f"shop-{identity[1]}.elb.us-east-1.amazonaws.com"
     assert lb["State"]["Code"] == "provisioning"
@@ -76,10 +78,11 @@ def test_elastic_ips_are_checked_and_shown(world: World, refusal: Callable) -> N
         return world.elb.create_load_balancer(Name="eip", Type="network", SubnetMappings=[mapping])["LoadBalancers"][0]
 
     assert refusal(create, allocation="eipalloc-00000000000000000").code == "AllocationIdNotFound"
-    shown = world.shown_balancer(create(address["AllocationId"])["LoadBalancerArn"])
-    assert shown["AvailabilityZones"][0]["LoadBalancerAddresses"] == [
-        {"AllocationId": address["AllocationId"], "IpAddress": address["PublicIp"]}
-    ]
+    made = create(address["AllocationId"])
+    for shown in (made, world.shown_balancer(made["LoadBalancerArn"])):
+        assert shown["AvailabilityZones"][0]["LoadBalancerAddresses"] == [
+            {"AllocationId": address["AllocationId"], "IpAddress": address["PublicIp"]}
+        ]
 
 
 def test_describe_fails_for_one_unknown(world: World, refusal: Callable) -> None:
@@ -88,16 +91,31 @@ def test_describe_fails_for_one_unknown(world: World, refusal: Callable) -> None
     assert refusal(describe, LoadBalancerArns=[arn, arn[:-4] + "0000"]).code == "LoadBalancerNotFound"
     assert refusal(describe, Names=["nobody"]).code == "LoadBalancerNotFound"
     assert refusal(describe, PageSize=401).code == "ValidationError"
+    assert refusal(describe, Marker="nonsense").code == "ValidationError"
+
+
+def test_pages(world: World) -> None:
+    arns = {world.balancer(Subnets=world.subnets[:1])["LoadBalancerArn"] for _ in range(55)}
+    first = world.elb.describe_load_balancers()
+    assert {lb["LoadBalancerArn"] for lb in first["LoadBalancers"]} == arns and "NextMarker" not in first
+    pages = list(world.elb.get_paginator("describe_load_balancers").paginate(PaginationConfig={"PageSize": 25}))
+    assert [len(page["LoadBalancers"]) for page in pages] == [25, 25, 5]
+    assert {lb["LoadBalancerArn"] for page in pages for lb in page["LoadBalancers"]} == arns
 
 
 def test_attributes_of_a_network_load_balancer(world: World, refusal: Callable) -> None:
     arn = world.balancer()["LoadBalancerArn"]
-    shown = {a["Key"]: a["Value"] for a in world.elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]}
+    shown = {
+        a["Key"]: a["Value"] for a in world.elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
+    }
     assert shown["dns_record.client_routing_policy"] == "any_availability_zone"
     assert shown["load_balancing.cross_zone.enabled"] == "false"
     assert shown["ipv6.deny_all_igw_traffic"] == "true"
     wrong = [{"Key": "load_balancing.cross_zone.enabled", "Value": "yes"}]
-    assert refusal(world.elb.modify_load_balancer_attributes, LoadBalancerArn=arn, Attributes=wrong).code == "ValidationError"
+    assert (
+        refusal(world.elb.modify_load_balancer_attributes, LoadBalancerArn=arn, Attributes=wrong).code
+        == "ValidationError"
+    )
 
 
 def test_deletion_protection_and_absent_ones(world: World, refusal: Callable) -> None:
@@ -147,7 +165,9 @@ def test_network_interfaces_carry_the_groups_and_follow_the_subnets(world: World
     arn = world.balancer(SecurityGroups=[group])["LoadBalancerArn"]
 
     def interfaces() -> list[dict]:
-        return world.ec2.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])["NetworkInterfaces"]
+        return world.ec2.describe_network_interfaces(Filters=[{"Name": "group-id", "Values": [group]}])[
+            "NetworkInterfaces"
+        ]
 
     assert {i["SubnetId"] for i in interfaces()} == set(world.subnets)
     assert {i["Description"] for i in interfaces()} == {"ELB " + arn.split(":loadbalancer/")[1]}
@@ -175,7 +195,10 @@ def test_tags_up_to_fifty_all_resources_or_none(world: World, refusal: Callable)
 
     world.elb.add_tags(ResourceArns=[arn], Tags=[{"Key": f"k{n}", "Value": ""} for n in range(49)])
     world.elb.add_tags(ResourceArns=[arn], Tags=[{"Key": "k49", "Value": ""}])
-    assert refusal(world.elb.add_tags, ResourceArns=[group, arn], Tags=[{"Key": "one more", "Value": ""}]).code == "TooManyTags"
+    assert (
+        refusal(world.elb.add_tags, ResourceArns=[group, arn], Tags=[{"Key": "one more", "Value": ""}]).code
+        == "TooManyTags"
+    )
     assert (tags(arn), tags(group)) == (50, 0)
     world.elb.add_tags(ResourceArns=[arn], Tags=[{"Key": "k1", "Value": "changed"}])
     assert refusal(world.elb.describe_tags, ResourceArns=[arn] * 21).code == "ValidationError"

@@ -67,9 +67,7 @@ def test_instances_move_between_groups(world: World, arn: str, refusal: Callable
     assert refusal(world.asg.attach_instances, **join).code == "ValidationError"
     world.asg.detach_instances(AutoScalingGroupName="workers", InstanceIds=[node], ShouldDecrementDesiredCapacity=True)
     assert world.registered(arn) == world.instances[1:]
-    assert refusal(
-        world.asg.detach_instances, **join, ShouldDecrementDesiredCapacity=True
-    ).code == "ValidationError"
+    assert refusal(world.asg.detach_instances, **join, ShouldDecrementDesiredCapacity=True).code == "ValidationError"
     world.asg.attach_instances(**join)
     assert node in world.registered(other) and world.registered(other) == world.members("burst")
     shown = world.asg.describe_auto_scaling_instances(InstanceIds=[node])["AutoScalingInstances"]
@@ -133,6 +131,9 @@ def test_scaling_in_is_not_stopped_by_a_ghost(world: World, arn: str) -> None:
 
 
 def test_unknown_groups_and_instances(world: World, refusal: Callable) -> None:
-    assert refusal(world.asg.set_desired_capacity, AutoScalingGroupName="nobody", DesiredCapacity=1).code == "ValidationError"
+    assert (
+        refusal(world.asg.set_desired_capacity, AutoScalingGroupName="nobody", DesiredCapacity=1).code
+        == "ValidationError"
+    )
     stranger = {"InstanceId": "i-00000000000000000", "ShouldDecrementDesiredCapacity": True}
     assert refusal(world.asg.terminate_instance_in_auto_scaling_group, **stranger).code == "ValidationError"

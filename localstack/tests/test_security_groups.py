@@ -23,7 +23,10 @@ def test_in_use_by_a_rule_of_another_group(world: World, refusal: Callable) -> N
     world.ec2.authorize_security_group_ingress(GroupId=naming, IpPermissions=described)
     assert refusal(world.ec2.delete_security_group, GroupId=named).code == "DependencyViolation"
     bare = [PORTS | {"UserIdGroupPairs": [{"GroupId": named}]}]
-    assert refusal(world.ec2.authorize_security_group_ingress, GroupId=naming, IpPermissions=bare).code == "InvalidPermission.Duplicate"
+    assert (
+        refusal(world.ec2.authorize_security_group_ingress, GroupId=naming, IpPermissions=bare).code
+        == "InvalidPermission.Duplicate"
+    )
     world.ec2.revoke_security_group_ingress(GroupId=naming, IpPermissions=bare)
     world.ec2.delete_security_group(GroupId=named)
 

@@ -27,9 +27,9 @@ def test_subnets_are_tagged_for_either_scheme_and_reach_the_internet(world: Worl
     for role in ("elb", "internal-elb"):
         found = world.ec2.describe_subnets(Filters=[{"Name": f"tag:kubernetes.io/role/{role}", "Values": ["1"]}])
         assert sorted(s["SubnetId"] for s in found["Subnets"]) == sorted(world.subnets)
-    tables = world.ec2.describe_route_tables(
-        Filters=[{"Name": "association.subnet-id", "Values": [world.subnets[0]]}]
-    )["RouteTables"]
+    tables = world.ec2.describe_route_tables(Filters=[{"Name": "association.subnet-id", "Values": [world.subnets[0]]}])[
+        "RouteTables"
+    ]
     assert any(route.get("GatewayId", "").startswith("igw-") for route in tables[0]["Routes"])
     assert world.balancer(Scheme="internet-facing")["Scheme"] == "internet-facing"
 
@@ -64,7 +64,11 @@ def test_node_manifests(world: World, endpoint: str) -> None:
         address = instance["PrivateIpAddress"]
         labels = node["metadata"]["labels"]
         assert node["spec"]["providerID"] == f"aws:///{zone}/{instance['InstanceId']}"
-        assert node["metadata"]["name"] == f"ip-{address.replace('.', '-')}.ec2.internal" == labels["kubernetes.io/hostname"]
+        assert (
+            node["metadata"]["name"]
+            == f"ip-{address.replace('.', '-')}.ec2.internal"
+            == labels["kubernetes.io/hostname"]
+        )
         assert labels["topology.kubernetes.io/zone"] == zone
         assert {"type": "InternalIP", "address": address} in node["status"]["addresses"]
         assert labels.get("eks.amazonaws.com/nodegroup") == (None if instance["InstanceId"] == alone else "workers")

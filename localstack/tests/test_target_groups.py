@@ -76,6 +76,8 @@ def test_modify_changes_matcher_and_kind_of_check(world: World) -> None:
 
 def test_same_request_again_is_the_same_group(world: World, refusal: Callable) -> None:
     first = world.target_group(Name="twice")
+    off = [{"Key": "preserve_client_ip.enabled", "Value": "false"}]
+    world.elb.modify_target_group_attributes(TargetGroupArn=first["TargetGroupArn"], Attributes=off)
     assert world.target_group(Name="twice")["TargetGroupArn"] == first["TargetGroupArn"]
     assert refusal(world.target_group, Name="twice", Port=1).code == "DuplicateTargetGroupName"
     world.elb.modify_target_group(TargetGroupArn=first["TargetGroupArn"], HealthyThresholdCount=3)
@@ -132,7 +134,9 @@ def test_one_instance_on_two_ports_is_two_targets(world: World) -> None:
 
 def test_only_running_instances(world: World, refusal: Callable) -> None:
     arn = world.group_arn()
-    good, stopped = (world.account.launch_instance(world.subnets[0], world.made["node_security_group"]) for _ in range(2))
+    good, stopped = (
+        world.account.launch_instance(world.subnets[0], world.made["node_security_group"]) for _ in range(2)
+    )
     world.ec2.stop_instances(InstanceIds=[stopped])
 
     def register(*ids: str) -> None:
@@ -154,7 +158,9 @@ def test_addresses(world: World, refusal: Callable) -> None:
     arn = world.group_arn(TargetType="ip")
     world.elb.register_targets(TargetGroupArn=arn, Targets=[{"Id": "10.0.0.4"}, {"Id": "10.0.0.4", "Port": 81}])
     assert world.targets(arn) == [("10.0.0.4", 81), ("10.0.0.4", 30080)]
-    assert refusal(world.elb.register_targets, TargetGroupArn=arn, Targets=[{"Id": "8.8.8.8"}]).code == "ValidationError"
+    assert (
+        refusal(world.elb.register_targets, TargetGroupArn=arn, Targets=[{"Id": "8.8.8.8"}]).code == "ValidationError"
+    )
 
 
 def test_deregistering_a_stranger_succeeds(world: World) -> None:
@@ -168,7 +174,9 @@ def test_health_says_whether_the_group_is_in_use(world: World) -> None:
     world.elb.register_targets(TargetGroupArn=arn, Targets=[{"Id": node}])
 
     def health(**more: object) -> tuple:
-        row = world.elb.describe_target_health(TargetGroupArn=arn, **more)["TargetHealthDescriptions"][0]["TargetHealth"]
+        row = world.elb.describe_target_health(TargetGroupArn=arn, **more)["TargetHealthDescriptions"][0][
+            "TargetHealth"
+        ]
         return row["State"], row.get("Reason")
 
     assert health() == ("unused", "Target.NotInUse")

@@ -67,7 +67,10 @@ def test_unknown_things_are_validation_errors(world: World, refusal: Callable) -
     assert refusal(lambda: world.attach(arn, asg="nobody")).code == "ValidationError"
     assert refusal(world.asg.describe_traffic_sources, AutoScalingGroupName="nobody").code == "ValidationError"
     wrong = [{"Identifier": arn, "Type": "lattice"}]
-    assert refusal(world.asg.attach_traffic_sources, AutoScalingGroupName="workers", TrafficSources=wrong).code == "ValidationError"
+    assert (
+        refusal(world.asg.attach_traffic_sources, AutoScalingGroupName="workers", TrafficSources=wrong).code
+        == "ValidationError"
+    )
 
 
 def test_ten_a_call(world: World, refusal: Callable) -> None:

@@ -10,7 +10,9 @@ import os
 import sys
 from pathlib import Path
 
-beside = [Path(globals().get("__file__", "/etc/localstack/init/ready.d/10-seed.py")).resolve().parents[n] for n in (1, 2)]
+beside = [
+    Path(globals().get("__file__", "/etc/localstack/init/ready.d/10-seed.py")).resolve().parents[n] for n in (1, 2)
+]
 sys.path[:0] = [str(folder) for folder in beside if (folder / "seed.py").exists()]
 
 from seed import seed  # noqa: E402

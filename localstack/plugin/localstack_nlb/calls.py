@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ class Call:
 
 CALLS: list[Call] = []
 _numbers = itertools.count(1)
+_writing = threading.Lock()
 
 
 def client_of(headers: Any) -> str:
@@ -46,18 +48,20 @@ def plain(value: Any) -> Any:
 
 
 def open_call(context: Any) -> Call:
-    call = Call(
-        n=next(_numbers),
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        account=context.account_id,
-        region=context.region,
-        service=context.service.service_name,
-        operation=context.operation.name,
-        request=plain(context.service_request or {}),
-        client=client_of(context.request.headers),
-        started=time.perf_counter(),
-    )
-    CALLS.append(call)
+    started, request = time.perf_counter(), plain(context.service_request or {})
+    with _writing:  # numbers rise in the list
+        call = Call(
+            n=next(_numbers),
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            account=context.account_id,
+            region=context.region,
+            service=context.service.service_name,
+            operation=context.operation.name,
+            request=request,
+            client=client_of(context.request.headers),
+            started=started,
+        )
+        CALLS.append(call)
     return call
 
 
@@ -76,4 +80,5 @@ def find_calls(account: str | None = None, client: str | None = None, since: int
 
 def forget_calls(account: str | None = None) -> None:
     """Numbers go on where they were, so that `since` stays true."""
-    CALLS[:] = [call for call in CALLS if account not in (None, call.account)]
+    with _writing:
+        CALLS[:] = [call for call in CALLS if account not in (None, call.account)]

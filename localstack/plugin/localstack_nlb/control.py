@@ -88,7 +88,7 @@ def reset(request: Any) -> Response:
     with ONE_AT_A_TIME:
         if account:
             for backends in list(BackendDict._instances):
-                if account in backends.keys():
+                if account in backends:
                     for backend in list(backends[account].values()):
                         backend.reset()
         else:

@@ -145,11 +145,19 @@ def create_load_balancer(context: Any, request: Request) -> dict:
     if balancer.type == "network":
         rename_network(backend, balancer, request, shown)
         balancer.mappings = wanted
+        shown["AvailabilityZones"] = shown_zones(balancer)
         network_interfaces.place(backend, balancer)
         if balancer.security_groups:
             balancer.enforce_security_group_inbound_rules_on_private_link_traffic = shown[ENFORCE] = "on"
     balancer.settings, balancer.created = settings_of(request), shown
     return result
+
+
+def shown_zones(balancer: FakeLoadBalancer) -> list[dict]:
+    return [
+        {"ZoneName": zone.zone_name, "SubnetId": zone.subnet_id, "LoadBalancerAddresses": zone.load_balancer_addresses}
+        for zone in balancer.availability_zones
+    ]
 
 
 def rename_network(backend: ELBv2Backend, balancer: FakeLoadBalancer, request: Request, shown: dict) -> None:
@@ -175,7 +183,9 @@ def delete_load_balancer(context: Any, request: Request) -> dict:
     backend, arn = balancing(context), request["LoadBalancerArn"]
     balancer = backend.load_balancers.get(arn)
     if balancer and balancer.attrs.get("deletion_protection.enabled") == "true":
-        raise refuse("OperationNotPermitted", f"Load balancer '{arn}' cannot be deleted because deletion protection is enabled")
+        raise refuse(
+            "OperationNotPermitted", f"Load balancer '{arn}' cannot be deleted: deletion protection is enabled"
+        )
     result = call_moto(context)
     if balancer:
         for group in backend.target_groups.values():
@@ -187,9 +197,12 @@ def delete_load_balancer(context: Any, request: Request) -> dict:
 
 
 def describe_load_balancers(context: Any, request: Request) -> dict:
-    """Pages of up to 400, and 400 unless told (moto: 50)."""
-    if int(request.get("PageSize") or PAGE) > PAGE:
+    """Pages of up to 400, and 400 unless told (moto: 50); moto's markers are names, and fail with HTTP 500 for others."""
+    if not 1 <= int(request.get("PageSize") or PAGE) <= PAGE:
         raise refuse("ValidationError", f"Page size must be between 1 and {PAGE}")
+    marker, balancers = request.get("Marker"), balancing(context).load_balancers.values()
+    if marker and marker not in [balancer.name for balancer in balancers]:
+        raise refuse("ValidationError", f"Marker '{marker}' is not valid")
     if request.get("PageSize"):
         return call_moto(context)
     return call_moto_with_request(context, {**request, "PageSize": PAGE})
@@ -201,7 +214,9 @@ def modify_attributes(context: Any, request: Request) -> dict:
         key, value = attribute["Key"], attribute.get("Value", "")
         known = {"true", "false"} if key in BOOLEANS else ROUTING_POLICIES if key.startswith("dns_record.") else None
         if known and value not in known:
-            raise refuse("ValidationError", f"Load balancer attribute '{key}' must be one of {sorted(known)}, not '{value}'")
+            raise refuse(
+                "ValidationError", f"Load balancer attribute '{key}' must be one of {sorted(known)}, not '{value}'"
+            )
     return call_moto(context)
 
 
@@ -213,7 +228,7 @@ def find_balancer(context: Any, arn: str) -> FakeLoadBalancer:
 
 
 def set_security_groups(context: Any, request: Request) -> dict:
-    """"You can't perform this operation on a Network Load Balancer unless you specified a security group for the load
+    """ "You can't perform this operation on a Network Load Balancer unless you specified a security group for the load
     balancer when you created it" (API reference); nor can the last one be taken away."""
     balancer = find_balancer(context, request["LoadBalancerArn"])
     groups = request.get("SecurityGroups") or []
@@ -227,7 +242,9 @@ def set_security_groups(context: Any, request: Request) -> dict:
     check_security_groups(context, groups, balancer.vpc_id)
     result = call_moto(context)
     network_interfaces.regroup(balancing(context), balancer)
-    enforce = request.get(ENFORCE) or getattr(balancer, "enforce_security_group_inbound_rules_on_private_link_traffic", "on")
+    enforce = request.get(ENFORCE) or getattr(
+        balancer, "enforce_security_group_inbound_rules_on_private_link_traffic", "on"
+    )
     balancer.enforce_security_group_inbound_rules_on_private_link_traffic = result[ENFORCE] = enforce
     balancer.settings = None
     return result
@@ -255,8 +272,7 @@ def set_subnets(context: Any, request: Request) -> dict:
         balancer.ip_address_type = kind
     if balancer.type == "network":
         network_interfaces.place(balancing(context), balancer)
-    zones_shown = [{"ZoneName": z.zone_name, "SubnetId": z.subnet_id} for z in balancer.availability_zones]
-    return {"AvailabilityZones": zones_shown, "IpAddressType": balancer.ip_address_type}
+    return {"AvailabilityZones": shown_zones(balancer), "IpAddressType": balancer.ip_address_type}
 
 
 def set_ip_address_type(context: Any, request: Request) -> dict:
@@ -296,7 +312,9 @@ def _zones_with_addresses(self: FakeLoadBalancer) -> list[AvailabilityZone]:
     ec2 = network_of(_Place(self.arn))
     for zone in zones:
         mapping = network_interfaces.mapping_of(self, zone.subnet_id)
-        chosen = {key: mapping[key] for key in ("AllocationId", "PrivateIPv4Address", "IPv6Address") if mapping.get(key)}
+        chosen = {
+            key: mapping[key] for key in ("AllocationId", "PrivateIPv4Address", "IPv6Address") if mapping.get(key)
+        }
         if allocation := chosen.get("AllocationId"):
             chosen["IpAddress"] = next(a.public_ip for a in ec2.addresses if a.allocation_id == allocation)
         zone.load_balancer_addresses = [chosen] if chosen else []

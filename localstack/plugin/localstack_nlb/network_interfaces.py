@@ -31,7 +31,11 @@ def place(backend: Any, balancer: Any) -> None:
             group_ids=list(balancer.security_groups or []),
             description=f"ELB {balancer.arn.split(':loadbalancer/')[1]}",
         )
-        interface.requester_managed, interface.interface_type, interface.status = True, "network_load_balancer", "in-use"
+        interface.requester_managed, interface.interface_type, interface.status = (
+            True,
+            "network_load_balancer",
+            "in-use",
+        )
         mine[subnet.id] = interface
 
 

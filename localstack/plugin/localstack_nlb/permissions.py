@@ -39,9 +39,7 @@ def group_arn(context: Any, name: str) -> str:
     group = accounts.scaling(context).autoscaling_groups.get(name)
     if group:
         return group.arn
-    return (
-        f"arn:aws:autoscaling:{context.region}:{context.account_id}:autoScalingGroup:*:autoScalingGroupName/{name}"
-    )
+    return f"arn:aws:autoscaling:{context.region}:{context.account_id}:autoScalingGroup:*:autoScalingGroupName/{name}"
 
 
 def resources(context: Any, operation: str, request: dict) -> list[str]:
@@ -118,9 +116,7 @@ def callers_statements(context: Any) -> tuple[str, list[dict]]:
 def denied(context: Any, who: str, action: str, resource: str) -> CommonServiceException:
     """ec2 has a code of its own for this."""
     code = "UnauthorizedOperation" if context.service.service_name == "ec2" else "AccessDenied"
-    return accounts.refuse(
-        code, f"User: {who} is not authorized to perform: {action} on resource: {resource}", 403
-    )
+    return accounts.refuse(code, f"User: {who} is not authorized to perform: {action} on resource: {resource}", 403)
 
 
 def check(context: Any) -> None:

@@ -192,7 +192,9 @@ def attach_instances(context: Any, request: Request) -> dict:
         if owner := owner_of(context, instance_id):
             raise refuse("ValidationError", f"Instance {instance_id} is already part of AutoScalingGroup:{owner.name}")
     if len(group.instance_states) + len(request.get("InstanceIds") or []) > group.max_size:
-        raise refuse("ValidationError", f"AutoScalingGroup '{group.name}' has max-size={group.max_size}: too many instances")
+        raise refuse(
+            "ValidationError", f"AutoScalingGroup '{group.name}' has max-size={group.max_size}: too many instances"
+        )
     for instance_id in request.get("InstanceIds") or []:
         known[instance_id].autoscaling_group = group
     return call_moto(context)

@@ -126,7 +126,6 @@ def modify_attributes(context: Any, request: Request) -> dict:
     for key, value in wanted.items():
         check_attribute(group, key, value)
     group.attributes.update(wanted)
-    group.settings = None
     return {"Attributes": [{"Key": key, "Value": str(value)} for key, value in group.attributes.items()]}
 
 
