@@ -35,8 +35,8 @@ PLUGIN = ROOT / "localstack" / "plugin"
 #: What an earlier installation by hand may have left in the plugin's directory; setuptools would install it again.
 LEFTOVERS = {"build", "__pycache__"}
 
-#: The emulator uses syntax of 3.12; its pinned dependencies have wheels up to 3.13.
-PYTHONS = ("3.13", "3.12")
+#: The emulator imports what 3.13 brought; its pinned dependencies have wheels up to 3.13.
+PYTHONS = ("3.13",)
 
 PROGRESS_SECONDS = 15.0
 
