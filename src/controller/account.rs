@@ -75,6 +75,8 @@ pub struct State {
     pub targets: BTreeMap<TargetGroupArn, Targets>,
     /// Who gets a slot first.
     pub seniority: BTreeMap<TargetGroupArn, Seniority>,
+    /// Names of target groups that a Service waits to see served, before something else is taken away.
+    pub awaited: BTreeSet<String>,
     /// Auto Scaling groups that refuse attachments, until when.
     pub refusing: BTreeMap<AsgName, Instant>,
     /// Instances that AWS did not take.

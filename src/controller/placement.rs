@@ -83,6 +83,8 @@ pub struct Placement {
     pub read: BTreeSet<TargetGroupArn>,
     /// Instances whose Auto Scaling group must be looked up before a decision.
     pub resolve: BTreeSet<InstanceId>,
+    /// Auto Scaling groups whose attachments must be seen to end before an excluded instance can be taken out again.
+    pub settle: BTreeSet<AsgName>,
     /// Things worth a word to a Service's owner.
     pub notes: BTreeMap<TargetGroupArn, BTreeSet<Note>>,
 }
@@ -226,13 +228,12 @@ fn attachments<'a>(
         scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)).collect();
     for (asg_name, asg) in &scene.observed.asgs {
         let mut leaving = BTreeSet::new();
-        for (arn, state) in asg.sources.iter().filter(|(_, state)| **state != SourceState::Removing) {
+        for (arn, _) in asg.sources.iter().filter(|(_, state)| **state != SourceState::Removing) {
             match intents.get(arn) {
                 Some(Intent::Serve) if asg.elb_health => {
                     leaving.insert(arn.clone());
                 }
                 Some(Intent::Serve | Intent::Undecided) => {
-                    debug_assert_ne!(*state, SourceState::Removing);
                     holders.entry(arn).or_default().insert(asg_name);
                 }
                 Some(Intent::Release) => {
@@ -314,18 +315,19 @@ fn targets(
         |node: &Node<'_>| node.asg.is_some_and(|asg| holders.is_some_and(|holders| holders.contains(asg)));
     let adds_nothing =
         |node: &Node<'_>| node.asg.and_then(|name| scene.observed.asgs.get(name)).is_some_and(|asg| asg.add_suspended);
-    let is_attached_now = |node: &Node<'_>| {
-        let asg = node.asg.and_then(|name| scene.observed.asgs.get(name));
-        asg.is_some_and(|asg| asg.sources.contains_key(arn))
-    };
+    let attachment = |node: &Node<'_>| scene.observed.asgs.get(node.asg?)?.sources.get(arn).copied();
     let (mut register, mut deregister) = (BTreeSet::new(), BTreeSet::new());
     for node in nodes {
         let instance = node.instance;
         let missing = if by_attachment(node) {
             if !node.eligible {
-                // Only once the attachment is there, or it would put the instance in again.
-                if is_attached_now(node) && !known.expelled.contains(instance) {
-                    deregister.insert(instance.clone());
+                // Only once the attachment is complete, or it would put the instance in again.
+                match attachment(node) {
+                    Some(SourceState::Added) if !known.expelled.contains(instance) => {
+                        deregister.insert(instance.clone());
+                    }
+                    Some(SourceState::Adding) => placement.settle.extend(node.asg.cloned()),
+                    _ => {}
                 }
                 continue;
             }

@@ -393,11 +393,12 @@ impl Plan {
 
     fn tags(&mut self, resource: &Resource, desired: &Tags, observed: &Tags) {
         let (tags, keys) = tag_changes(desired, observed);
-        if !tags.is_empty() {
-            self.push(Step::Tag { resource: resource.clone(), tags });
-        }
+        // Removed first: what is set next forgets which keys were ours before.
         if !keys.is_empty() {
             self.push(Step::Untag { resource: resource.clone(), keys });
+        }
+        if !tags.is_empty() {
+            self.push(Step::Tag { resource: resource.clone(), tags });
         }
     }
 }

@@ -228,6 +228,14 @@ fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refu
         }
     }
     let plan = plan(&desired, &state.observed.of(&policy.cluster, &spec.owner.uid));
+    let takes_over = |wait: &Wait| matches!(wait, Wait::Targets { .. } | Wait::Replacement { .. });
+    if plan.waits.iter().any(takes_over) {
+        let served = |name: &String| state.observed.target_groups.get(name).is_some_and(|group| group.served);
+        let names = desired.target_groups.values().map(|group| group.name.clone());
+        let unserved: Vec<_> = names.filter(|name| !served(name)).collect();
+        state.awaited.extend(unserved);
+        account.placement.notify_one();
+    }
     Ok((desired, plan))
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use super::account::{Account, REFUSAL_LIFETIME, StepError};
+use super::account::{Account, REFUSAL_LIFETIME, State, StepError};
 use super::drift::learn_networks;
 use super::observed::{Intent, SourceState};
 use super::placement::{Placement, Targets};
@@ -75,8 +75,8 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
     }
 }
 
-/// Whether some Auto Scaling group has changes under way that something waits for: a target group that is to go, or more
-/// to attach than fits beside those under way.
+/// Whether some Auto Scaling group has changes under way that something waits for: a target group that is to go, more to
+/// attach than fits beside those under way, a target group that takes over, or an instance that is to be taken out.
 fn is_changing(account: &Account) -> bool {
     !waited_for(account).is_empty()
 }
@@ -87,7 +87,13 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
     let asgs = state.observed.asgs.iter();
     let waited = asgs.filter(|(name, asg)| {
         let is = |wanted| asg.sources.values().any(|state| *state == wanted);
-        is(SourceState::Removing) || (is(SourceState::Adding) && placement.attach.contains_key(*name))
+        let takes_over =
+            |arn| state.observed.target_group(arn).is_some_and(|group| state.awaited.contains(&group.name));
+        let mut adding = asg.sources.iter().filter(|(_, state)| **state == SourceState::Adding);
+        is(SourceState::Removing)
+            || (is(SourceState::Adding) && placement.attach.contains_key(*name))
+            || placement.settle.contains(*name)
+            || adding.any(|(arn, _)| takes_over(arn))
     });
     waited.map(|(name, _)| name.clone()).collect()
 }
@@ -383,14 +389,18 @@ fn owners(account: &Account, groups: &BTreeSet<TargetGroupArn>) -> BTreeSet<owne
 fn mark_served(account: &Account) {
     let mut state = account.state();
     let placement = state.place(&account.policy.cluster, Instant::now());
+    let State { observed, awaited, .. } = &mut *state;
+    let asgs = &observed.asgs;
+    let is_adding = |arn: &TargetGroupArn| asgs.values().any(|asg| asg.sources.get(arn) == Some(&SourceState::Adding));
     let mut woken = vec![];
-    for group in state.observed.target_groups.values_mut() {
-        let served = group.intent == Intent::Serve && placement.is_served(&group.arn);
-        if served && !group.served {
+    for group in observed.target_groups.values_mut() {
+        let served = group.intent == Intent::Serve && placement.is_served(&group.arn) && !is_adding(&group.arn);
+        if served && !group.served && awaited.remove(&group.name) {
             woken.push(group.tags.clone());
         }
         group.served = served;
     }
+    awaited.retain(|name| observed.target_groups.contains_key(name));
     drop(state);
     account.wake_owners(&woken);
 }

@@ -1,1 +1,792 @@
+//! Examples of plans, and properties of all of them against a simulated AWS that refuses what AWS refuses.
 
+use std::fmt::Debug;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::controller::desired::{Policy, desired};
+use crate::controller::facts::{Facts, NodeGroups, Subnet};
+use crate::controller::observed::{Asg, Listener, Observed, Outcome, SecurityGroup, SourceState};
+use crate::model::id::{ServiceKey, TargetGroupArn};
+use crate::model::name;
+use crate::model::ownership::{self, Owner, Role, cluster_tags, service_tags};
+use crate::model::service::{Port, ServiceSpec};
+
+const CLUSTER: &str = "demo";
+const UID: &str = "u-1";
+/// More than any change takes: subnets, targets, set-up and release each have their rounds.
+const ROUNDS: usize = 80;
+
+fn policy() -> Policy {
+    Policy {
+        cluster: CLUSTER.into(),
+        default_scheme: Scheme::InternetFacing,
+        node_ports: (30000, 32767),
+        health_port: 10256,
+    }
+}
+
+fn facts() -> Facts {
+    let subnet = |id: &str, zone: &str| {
+        let subnet = Subnet {
+            zone: zone.into(),
+            in_availability_zone: true,
+            free_addresses: 100,
+            is_public: true,
+            tags: Tags::from([("kubernetes.io/role/elb".into(), "1".into())]),
+        };
+        let mut internal = subnet.clone();
+        internal.tags.insert("kubernetes.io/role/internal-elb".into(), "1".into());
+        (id.into(), internal)
+    };
+    let subnets = [subnet("subnet-a", "za"), subnet("subnet-a2", "za"), subnet("subnet-b", "zb")];
+    Facts { vpc: "vpc-1".into(), subnets: subnets.into(), node_groups: NodeGroups::default() }
+}
+
+fn owner(uid: &str) -> Owner {
+    Owner { service: ServiceKey::new("shop", "order"), uid: uid.into() }
+}
+
+fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
+    let ports = ports
+        .iter()
+        .map(|(port, protocol, node_port)| (*port, Port { port: *port, protocol: *protocol, node_port: *node_port }));
+    ServiceSpec {
+        owner: owner(UID),
+        created: Timestamp::UNIX_EPOCH,
+        scheme: None,
+        name: None,
+        subnets: vec![],
+        tags: Tags::new(),
+        source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
+        ports: ports.collect(),
+        local_health_port: None,
+    }
+}
+
+fn web() -> ServiceSpec {
+    spec(&[(80, Protocol::Tcp, 30080)])
+}
+
+/// AWS and placement, simulated: makes up ARNs, checks each step before it takes it, and moves on with [`World::tick`].
+#[derive(Clone, Debug)]
+struct World {
+    observed: Observed,
+    serial: u32,
+    steps: Vec<Step>,
+}
+
+impl World {
+    /// An account with two Auto Scaling groups, the backend group, and things that are not the Service's.
+    fn new() -> Self {
+        let mut observed = Observed::default();
+        let backend = SecurityGroup {
+            id: "sg-backend".into(),
+            name: name::backend_group(CLUSTER),
+            rules: BTreeSet::new(),
+            tags: cluster_tags(CLUSTER, Role::BackendGroup),
+        };
+        observed.groups.insert(backend.name.clone(), backend);
+        for asg in ["workers", "burst"] {
+            observed.asgs.insert(asg.into(), Asg::default());
+        }
+        let mut world = Self { observed, serial: 0, steps: vec![] };
+        // The same Service under an earlier UID, another cluster's Service, and things nobody has tagged.
+        let others = [service_tags(CLUSTER, &owner("u-0"), Role::Balancer, &Tags::new()), Tags::new(), {
+            service_tags("other", &owner(UID), Role::Balancer, &Tags::new())
+        }];
+        for (number, tags) in others.into_iter().enumerate() {
+            world.add_foreign(&format!("foreign-{number}"), &tags);
+        }
+        world
+    }
+
+    fn add_foreign(&mut self, name: &str, tags: &Tags) {
+        let arn = TargetGroupArn::from(format!("arn:tg/{name}"));
+        let group = TargetGroup {
+            arn: arn.clone(),
+            name: name.into(),
+            protocol: "TCP".into(),
+            port: 31000,
+            vpc: "vpc-1".into(),
+            health: web_health(),
+            tags: tags.clone(),
+            intent: Intent::Undecided,
+            served: false,
+        };
+        let listener = Listener { arn: format!("arn:l/{name}").into(), protocol: "TCP".into(), target_group: None };
+        let balancer = Balancer {
+            arn: format!("arn:lb/{name}").into(),
+            name: name.into(),
+            dns_name: format!("{name}.elb"),
+            scheme: Scheme::InternetFacing,
+            state: BalancerState::Active,
+            subnets: BTreeMap::new(),
+            groups: BTreeSet::new(),
+            tags: tags.clone(),
+            listeners: Some([(80, Listener { target_group: Some(arn.clone()), ..listener })].into()),
+        };
+        let security = SecurityGroup {
+            id: format!("sg-{name}").into(),
+            name: name.into(),
+            rules: BTreeSet::new(),
+            tags: tags.clone(),
+        };
+        self.observed.target_groups.insert(name.into(), group);
+        self.observed.balancers.insert(name.into(), balancer);
+        self.observed.groups.insert(name.into(), security);
+        for asg in self.observed.asgs.values_mut() {
+            asg.sources.insert(arn.clone(), SourceState::Added);
+        }
+    }
+
+    /// Everything that is not the Service's.
+    fn foreign(&self) -> impl PartialEq + Debug + use<> {
+        let is_foreign = |tags: &Tags| ownership::owner(CLUSTER, tags).is_none_or(|owner| owner.uid != UID);
+        let mut observed = self.observed.clone();
+        let ours: BTreeSet<_> = self.of().target_groups.iter().map(|group| group.arn.clone()).collect();
+        observed.balancers.retain(|_, balancer| is_foreign(&balancer.tags));
+        observed.target_groups.retain(|_, group| is_foreign(&group.tags));
+        observed.groups.retain(|_, group| is_foreign(&group.tags));
+        for asg in observed.asgs.values_mut() {
+            asg.sources.retain(|arn, _| !ours.contains(arn));
+        }
+        observed
+    }
+
+    fn of(&self) -> Slice<'_> {
+        self.observed.of(CLUSTER, UID)
+    }
+
+    fn next(&mut self) -> u32 {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn tags_of(&self, resource: &Resource) -> Option<&Tags> {
+        let observed = &self.observed;
+        match resource {
+            Resource::Balancer(name) => observed.balancers.get(name).map(|balancer| &balancer.tags),
+            Resource::TargetGroup(name) => observed.target_groups.get(name).map(|group| &group.tags),
+            Resource::Group(name) => observed.groups.get(name).map(|group| &group.tags),
+        }
+    }
+
+    fn listeners(&self, balancer: &str) -> &BTreeMap<u16, Listener> {
+        self.observed.balancers[balancer].listeners.as_ref().unwrap()
+    }
+
+    fn group_ids(&self, names: &[String]) -> BTreeSet<SecurityGroupId> {
+        names.iter().map(|name| self.observed.groups[name].id.clone()).collect()
+    }
+
+    /// What AWS would refuse, what would cut traffic, and what is none of the Service's business.
+    fn check(&self, step: &Step) {
+        let (acted_on, creates) = subject(step);
+        match self.tags_of(&acted_on) {
+            Some(_) if creates => panic!("{step}: exists"),
+            None if !creates => panic!("{step}: does not exist"),
+            Some(tags) => {
+                let owner = ownership::owner(CLUSTER, tags);
+                assert_eq!(owner.map(|owner| owner.uid).as_deref(), Some(UID), "{step}: is not the Service's");
+            }
+            None => {}
+        }
+        match step {
+            Step::DeleteTargetGroup { name, .. } => {
+                let arn = &self.observed.target_groups[name].arn;
+                for balancer in self.observed.balancers.values() {
+                    let mut listeners = balancer.listeners.iter().flat_map(BTreeMap::values);
+                    let names_it = listeners.any(|listener| listener.target_group.as_ref() == Some(arn));
+                    assert!(!names_it, "{step}: a listener of {} names it", balancer.name);
+                }
+                for (asg, group) in &self.observed.asgs {
+                    assert!(!group.sources.contains_key(arn), "{step}: Auto Scaling group {asg} names it");
+                }
+            }
+            Step::DeleteGroup { name, .. } => {
+                let id = &self.observed.groups[name].id;
+                for balancer in self.observed.balancers.values() {
+                    assert!(!balancer.groups.contains(id), "{step}: {} carries it", balancer.name);
+                }
+            }
+            Step::CreateListener { balancer, port, target_group, .. } => {
+                assert!(!self.listeners(balancer).contains_key(port), "{step}: exists");
+                assert!(self.observed.target_groups.contains_key(target_group), "{step}: points at nothing");
+            }
+            Step::ModifyListener { balancer, port, target_group, .. } => {
+                let next = &self.observed.target_groups[target_group];
+                let before = self.listeners(balancer)[port].target_group.as_ref();
+                let serves = before.is_some_and(|arn| self.observed.target_group(arn).is_some());
+                assert!(!serves || before == Some(&next.arn) || next.served, "{step}: has no targets yet");
+            }
+            Step::DeleteListener { balancer, port, .. } => {
+                assert!(self.listeners(balancer).contains_key(port), "{step}: does not exist");
+            }
+            Step::SetSubnets { balancer, subnets } => {
+                assert!(!subnets.is_empty(), "{step}: leaves no zone");
+                for (zone, subnet) in &self.observed.balancers[balancer].subnets {
+                    assert!(subnets.get(zone).is_none_or(|next| next == subnet), "{step}: swaps {zone} in one call");
+                }
+            }
+            Step::Revoke { group, rules } => {
+                assert!(rules.is_subset(&self.observed.groups[group].rules), "{step}: is not there");
+            }
+            _ => {}
+        }
+    }
+
+    /// What AWS answers.
+    fn answer(&mut self, step: &Step) -> Outcome {
+        let serial = self.next();
+        match step {
+            Step::CreateGroup { name, tags, .. } => Outcome::Group(SecurityGroup {
+                id: format!("sg-{serial}").into(),
+                name: name.clone(),
+                rules: BTreeSet::new(),
+                tags: tags.clone(),
+            }),
+            Step::CreateBalancer { name, scheme, subnets, groups, tags } => Outcome::Balancer(Balancer {
+                arn: format!("arn:lb/{serial}").into(),
+                name: name.clone(),
+                dns_name: format!("{name}.elb"),
+                scheme: *scheme,
+                state: BalancerState::Provisioning,
+                subnets: subnets.clone(),
+                groups: self.group_ids(groups),
+                tags: tags.clone(),
+                listeners: Some(BTreeMap::new()),
+            }),
+            Step::CreateTargetGroup(group) => Outcome::TargetGroup(TargetGroup {
+                arn: format!("arn:tg/{serial}").into(),
+                name: group.name.clone(),
+                protocol: group.protocol.as_str().into(),
+                port: group.port,
+                vpc: group.vpc.clone(),
+                health: group.health.clone(),
+                tags: group.tags.clone(),
+                intent: Intent::Serve,
+                served: false,
+            }),
+            Step::CreateListener { protocol, target_group, .. }
+            | Step::ModifyListener { protocol, target_group, .. } => Outcome::Listener(Listener {
+                arn: format!("arn:l/{serial}").into(),
+                protocol: protocol.as_str().into(),
+                target_group: Some(self.observed.target_groups[target_group].arn.clone()),
+            }),
+            Step::SetGroups { groups, .. } => {
+                // Panics for one that does not exist.
+                self.group_ids(groups);
+                Outcome::Done
+            }
+            _ => Outcome::Done,
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        self.check(step);
+        let outcome = self.answer(step);
+        self.observed.record(step, outcome);
+        self.steps.push(step.clone());
+    }
+
+    /// Time passes: AWS sets load balancers up, placement attaches and detaches, each a stage further.
+    fn tick(&mut self) {
+        for balancer in self.observed.balancers.values_mut() {
+            balancer.state = BalancerState::Active;
+        }
+        for group in self.observed.target_groups.values_mut() {
+            for asg in self.observed.asgs.values_mut() {
+                match (group.intent, asg.sources.get(&group.arn)) {
+                    (Intent::Serve, None) => {
+                        asg.sources.insert(group.arn.clone(), SourceState::Adding);
+                    }
+                    (Intent::Serve, Some(_)) => {
+                        asg.sources.insert(group.arn.clone(), SourceState::Added);
+                        group.served = true;
+                    }
+                    (Intent::Release, Some(SourceState::Removing)) => {
+                        asg.sources.remove(&group.arn);
+                    }
+                    (Intent::Release, Some(_)) => {
+                        asg.sources.insert(group.arn.clone(), SourceState::Removing);
+                    }
+                    (Intent::Undecided, _) | (Intent::Release, None) => {}
+                }
+            }
+        }
+    }
+
+    /// What a new process knows: everything that is in AWS, nothing that is not.
+    fn restart(&mut self) {
+        for group in self.observed.target_groups.values_mut() {
+            (group.intent, group.served) = (Intent::Undecided, false);
+        }
+    }
+
+    fn plan(&self, spec: Option<&ServiceSpec>) -> Option<Plan> {
+        match spec {
+            Some(spec) => Some(plan(&desired(spec, &facts(), &policy(), &self.observed).ok()?, &self.of())),
+            None => Some(teardown(&self.of())),
+        }
+    }
+
+    /// Plans and takes steps for so many rounds, or until nothing is left to do; stops after `most` steps. Returns
+    /// whether nothing is left to do.
+    fn drive(&mut self, spec: Option<&ServiceSpec>, rounds: usize, most: usize) -> bool {
+        let mut taken = 0;
+        for _ in 0..rounds {
+            let Some(plan) = self.plan(spec) else { return true };
+            if plan == Plan::default() {
+                return true;
+            }
+            for step in &plan.steps {
+                if taken == most {
+                    return false;
+                }
+                self.take(step);
+                taken += 1;
+            }
+            self.tick();
+        }
+        false
+    }
+
+    fn settle(&mut self, spec: Option<&ServiceSpec>) {
+        let settled = self.drive(spec, ROUNDS, usize::MAX);
+        assert!(settled, "does not settle: {:#?}", self.plan(spec));
+        // Placement finishes behind the plan, which must not be of another mind then.
+        for _ in 0..3 {
+            self.tick();
+            assert!(self.plan(spec).is_none_or(|plan| plan == Plan::default()), "{:#?}", self.plan(spec));
+        }
+    }
+
+    /// The Service's part without what AWS makes up.
+    fn shape(&self) -> String {
+        let slice = self.of();
+        let named = |arn: &Option<TargetGroupArn>| {
+            arn.as_ref().and_then(|arn| self.observed.target_group(arn)).map(|group| group.name.clone())
+        };
+        let balancers: Vec<_> = slice
+            .balancers
+            .iter()
+            .map(|balancer| {
+                let listeners = balancer.listeners.iter().flatten();
+                let listeners: Vec<_> =
+                    listeners.map(|(port, shown)| (port, &shown.protocol, named(&shown.target_group))).collect();
+                (&balancer.name, balancer.scheme, &balancer.subnets, balancer.groups.len(), &balancer.tags, listeners)
+            })
+            .collect();
+        let target_groups: Vec<_> = slice
+            .target_groups
+            .iter()
+            .map(|group| (&group.name, &group.protocol, group.port, &group.health, &group.tags, group.intent))
+            .collect();
+        let groups: Vec<_> = slice.groups.iter().map(|group| (&group.name, &group.rules, &group.tags)).collect();
+        format!("{balancers:#?}\n{target_groups:#?}\n{groups:#?}\n{:#?}", slice.attachments)
+    }
+
+    /// That AWS has what was asked for, said a second time without the planner's words.
+    fn assert_serves(&self, spec: &ServiceSpec) {
+        let slice = self.of();
+        let [balancer] = slice.balancers.as_slice() else { panic!("{} load balancers", slice.balancers.len()) };
+        assert_eq!(balancer.state, BalancerState::Active);
+        assert!(spec.scheme.is_none_or(|scheme| scheme == balancer.scheme));
+        let listeners = balancer.listeners.as_ref().unwrap();
+        assert_eq!(listeners.keys().collect::<Vec<_>>(), spec.ports.keys().collect::<Vec<_>>());
+        assert_eq!(slice.target_groups.len(), spec.ports.len());
+        for (port, wanted) in &spec.ports {
+            let target_group = listeners[port].target_group.as_ref().unwrap();
+            let target_group = self.observed.target_group(target_group).expect("a target group of ours");
+            assert_eq!(listeners[port].protocol, wanted.protocol.as_str());
+            assert_eq!(
+                (target_group.port, target_group.protocol.as_str()),
+                (wanted.node_port, wanted.protocol.as_str())
+            );
+            assert!(target_group.served);
+            let health = spec.local_health_port.unwrap_or(10256).to_string();
+            assert_eq!(target_group.health.port, health);
+            assert_eq!(slice.attachments[target_group.name.as_str()].len(), 2);
+        }
+        let [frontend] = slice.groups.as_slice() else { panic!("{} frontend groups", slice.groups.len()) };
+        let rules: usize = spec.ports.values().map(|port| port.protocol.parts().len()).sum();
+        assert_eq!(frontend.rules.len(), rules * spec.source_ranges.len());
+        assert_eq!(balancer.groups, [frontend.id.clone(), "sg-backend".into()].into());
+        for tags in [&balancer.tags, &frontend.tags, &slice.target_groups[0].tags] {
+            let user: Tags = tags
+                .iter()
+                .filter(|(key, _)| !key.starts_with("weir.dev/"))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect();
+            assert_eq!(user, spec.tags);
+        }
+    }
+}
+
+/// What a step acts on, and whether it makes it.
+fn subject(step: &Step) -> (Resource, bool) {
+    let group = |name: &String| Resource::Group(name.clone());
+    let balancer = |name: &String| Resource::Balancer(name.clone());
+    let target_group = |name: &String| Resource::TargetGroup(name.clone());
+    match step {
+        Step::CreateGroup { name, .. } => (group(name), true),
+        Step::CreateBalancer { name, .. } => (balancer(name), true),
+        Step::CreateTargetGroup(made) => (target_group(&made.name), true),
+        Step::Authorize { group: name, .. } | Step::Revoke { group: name, .. } | Step::DeleteGroup { name, .. } => {
+            (group(name), false)
+        }
+        Step::SetGroups { balancer: name, .. }
+        | Step::SetSubnets { balancer: name, .. }
+        | Step::CreateListener { balancer: name, .. }
+        | Step::ModifyListener { balancer: name, .. }
+        | Step::DeleteListener { balancer: name, .. }
+        | Step::DeleteBalancer { name, .. } => (balancer(name), false),
+        Step::ModifyHealthCheck { target_group: name, .. }
+        | Step::Intend { target_group: name, .. }
+        | Step::DeleteTargetGroup { name, .. } => (target_group(name), false),
+        Step::Tag { resource, .. } | Step::Untag { resource, .. } => (resource.clone(), false),
+        Step::AuthorizeNodes { .. } | Step::RevokeNodes { .. } => panic!("{step}: no Service's business"),
+    }
+}
+
+fn web_health() -> HealthCheck {
+    HealthCheck {
+        protocol: "HTTP".into(),
+        port: "10256".into(),
+        path: Some("/healthz".into()),
+        interval: 10,
+        timeout: 6,
+        healthy: 2,
+        unhealthy: 2,
+        codes: Some("200-399".into()),
+    }
+}
+
+fn settled(spec: &ServiceSpec) -> World {
+    let mut world = World::new();
+    world.settle(Some(spec));
+    world.steps.clear();
+    world
+}
+
+fn said(steps: &[Step]) -> Vec<String> {
+    steps.iter().map(ToString::to_string).collect()
+}
+
+/// The first words of each step.
+fn kinds(steps: &[Step]) -> Vec<String> {
+    said(steps).iter().map(|step| step.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn a_new_service_is_made_in_one_plan() {
+    let plan = World::new().plan(Some(&web())).unwrap();
+    let expected = ["create security", "allow in", "create internet-facing", "create target", "create listener"];
+    assert_eq!(kinds(&plan.steps), expected);
+    assert_eq!(plan.waits, []);
+}
+
+#[test]
+fn a_load_balancer_is_born_with_both_security_groups() {
+    let plan = World::new().plan(Some(&web())).unwrap();
+    let groups = plan.steps.iter().find_map(|step| match step {
+        Step::CreateBalancer { groups, .. } => Some(groups.len()),
+        _ => None,
+    });
+    assert_eq!(groups, Some(2));
+}
+
+#[test]
+fn while_aws_sets_a_load_balancer_up_there_is_a_wait_and_no_step() {
+    let mut world = World::new();
+    for step in world.plan(Some(&web())).unwrap().steps {
+        world.take(&step);
+    }
+    let plan = world.plan(Some(&web())).unwrap();
+    assert_eq!(plan.steps, []);
+    let [wait] = plan.waits.as_slice() else { panic!("{:?}", plan.waits) };
+    assert!(wait.to_string().ends_with("to become active"), "{wait}");
+}
+
+#[test]
+fn r37_a_new_node_port_moves_the_listener_only_once_the_new_target_group_is_served() {
+    let mut world = settled(&web());
+    let before = world.of().target_groups[0].name.clone();
+    let listener = world.of().balancers[0].listeners.clone().unwrap()[&80].arn.clone();
+    let edited = spec(&[(80, Protocol::Tcp, 30081)]);
+
+    let plan = world.plan(Some(&edited)).unwrap();
+    assert_eq!(kinds(&plan.steps), ["create target"]);
+    assert!(matches!(plan.waits.as_slice(), [Wait::Targets { .. }]), "{:?}", plan.waits);
+
+    world.settle(Some(&edited));
+    let expected = ["create target", "point listener", "Release target", "delete target"];
+    assert_eq!(kinds(&world.steps), expected);
+    assert!(said(&world.steps)[3].starts_with(&format!("delete target group {before}:")));
+    // In AWS a changed listener keeps its ARN; here it is enough that none was deleted.
+    assert!(!world.steps.iter().any(|step| matches!(step, Step::DeleteListener { .. })), "{listener}");
+    world.assert_serves(&edited);
+}
+
+#[test]
+fn r37_policy_local_changes_the_health_check_in_place() {
+    let mut world = settled(&web());
+    let mut edited = web();
+    edited.local_health_port = Some(31500);
+    world.settle(Some(&edited));
+    assert_eq!(kinds(&world.steps), ["check health"]);
+}
+
+#[test]
+fn r33_a_new_scheme_is_served_before_the_old_load_balancer_goes() {
+    let mut world = settled(&web());
+    let old = world.of().balancers[0].name.clone();
+    let mut edited = web();
+    edited.scheme = Some(Scheme::Internal);
+    world.settle(Some(&edited));
+    let expected =
+        ["create internal", "create target", "create listener", "delete load", "Release target", "delete target"];
+    assert_eq!(kinds(&world.steps), expected);
+    assert_eq!(world.steps[3], Step::DeleteBalancer { name: old, because: REPLACED });
+    world.assert_serves(&edited);
+}
+
+#[test]
+fn r33_a_replacement_without_targets_does_not_take_over() {
+    let mut world = settled(&web());
+    let mut edited = web();
+    edited.scheme = Some(Scheme::Internal);
+    for step in world.plan(Some(&edited)).unwrap().steps {
+        world.take(&step);
+    }
+    for balancer in world.observed.balancers.values_mut() {
+        balancer.state = BalancerState::Active;
+    }
+    let plan = world.plan(Some(&edited)).unwrap();
+    assert_eq!(plan.steps, []);
+    assert!(matches!(plan.waits.as_slice(), [Wait::Replacement { .. }]), "{:?}", plan.waits);
+}
+
+#[test]
+fn r35_the_subnet_of_an_enabled_zone_is_swapped_in_two_calls() {
+    let mut world = settled(&web());
+    let mut edited = web();
+    edited.subnets = vec!["subnet-a2".into(), "subnet-b".into()];
+    world.settle(Some(&edited));
+    let names: Vec<_> = world.of().balancers.iter().map(|balancer| balancer.name.clone()).collect();
+    let expected = [
+        format!("set subnets of load balancer {} to subnet-b (zb)", names[0]),
+        format!("set subnets of load balancer {} to subnet-a2 (za), subnet-b (zb)", names[0]),
+    ];
+    assert_eq!(said(&world.steps), expected);
+}
+
+#[test]
+fn r29_a_swapped_source_range_touches_those_two_rules_only() {
+    let mut before = web();
+    before.source_ranges = ["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()].into();
+    let mut world = settled(&before);
+    let mut edited = before.clone();
+    edited.source_ranges = ["10.0.0.0/8".parse().unwrap(), "172.16.0.0/12".parse().unwrap()].into();
+    world.settle(Some(&edited));
+    let sentences = said(&world.steps);
+    assert_eq!(sentences.len(), 2, "{sentences:?}");
+    assert!(sentences[0].ends_with(": tcp 80 from 172.16.0.0/12"), "{sentences:?}");
+    assert!(sentences[1].ends_with(": tcp 80 from 192.168.0.0/16"), "{sentences:?}");
+}
+
+#[test]
+fn a_removed_port_loses_its_listener_before_its_target_group() {
+    let mut world = settled(&spec(&[(80, Protocol::Tcp, 30080), (443, Protocol::Tcp, 30443)]));
+    world.settle(Some(&web()));
+    assert_eq!(kinds(&world.steps), ["no longer", "delete listener", "Release target", "delete target"]);
+}
+
+#[test]
+fn a_listener_that_somebody_pointed_elsewhere_comes_back_at_once() {
+    let mut world = settled(&web());
+    let name = world.of().balancers[0].name.clone();
+    let balancer = world.observed.balancers.get_mut(&name).unwrap();
+    balancer.listeners.as_mut().unwrap().get_mut(&80).unwrap().target_group = Some("arn:tg/foreign-0".into());
+    world.settle(Some(&web()));
+    assert_eq!(kinds(&world.steps), ["point listener"]);
+    world.assert_serves(&web());
+}
+
+#[test]
+fn a_listener_that_nobody_asked_for_goes() {
+    let mut world = settled(&web());
+    let name = world.of().balancers[0].name.clone();
+    let stranger = Listener { arn: "arn:l/x".into(), protocol: "TCP".into(), target_group: None };
+    let balancer = world.observed.balancers.get_mut(&name).unwrap();
+    balancer.listeners.as_mut().unwrap().insert(9999, stranger);
+    world.settle(Some(&web()));
+    assert_eq!(said(&world.steps), [format!("delete listener 9999 on {name}: {NOT_ASKED_FOR}")]);
+}
+
+#[test]
+fn r11_a_target_group_stays_while_an_auto_scaling_group_lists_it() {
+    let mut world = settled(&web());
+    let plan = world.plan(None).unwrap();
+    assert_eq!(kinds(&plan.steps), ["delete load", "Release target"]);
+    let [wait] = plan.waits.as_slice() else { panic!("{:?}", plan.waits) };
+    assert!(wait.to_string().starts_with("waiting for Auto Scaling group burst, workers to let go of"), "{wait}");
+    // One of the two has let go, and the other is at it.
+    for step in &plan.steps {
+        world.take(step);
+    }
+    let arn = world.of().target_groups[0].arn.clone();
+    world.observed.asgs.get_mut(&"workers".into()).unwrap().sources.remove(&arn);
+    world.observed.asgs.get_mut(&"burst".into()).unwrap().sources.insert(arn, SourceState::Removing);
+    assert_eq!(world.plan(None).unwrap().steps, []);
+    world.settle(None);
+    assert!(world.of().is_empty());
+}
+
+#[test]
+fn r7_the_load_balancer_is_the_first_to_go() {
+    let world = settled(&web());
+    assert!(matches!(world.plan(None).unwrap().steps[0], Step::DeleteBalancer { .. }));
+}
+
+#[test]
+fn r10_a_teardown_does_not_need_the_load_balancer() {
+    let mut world = settled(&web());
+    let name = world.of().balancers[0].name.clone();
+    world.observed.balancers.remove(&name);
+    world.settle(None);
+    assert!(world.of().is_empty());
+    assert_eq!(kinds(&world.steps), ["Release target", "delete target", "delete security"]);
+}
+
+#[test]
+fn the_tags_of_others_stay() {
+    let mut before = web();
+    before.tags = Tags::from([("team".into(), "a".into())]);
+    let mut world = settled(&before);
+    let name = world.of().balancers[0].name.clone();
+    world.observed.balancers.get_mut(&name).unwrap().tags.insert("audit".into(), "theirs".into());
+    world.settle(Some(&web()));
+    let tags = &world.observed.balancers[&name].tags;
+    assert!(tags.contains_key("audit") && !tags.contains_key("team"), "{tags:?}");
+}
+
+fn any_spec() -> impl Strategy<Value = ServiceSpec> {
+    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp]);
+    let port = (select(vec![53u16, 80, 443]), protocol, 30080u16..30083);
+    let ports = prop::collection::vec(port, 1..4);
+    let scheme = select(vec![None, None, Some(Scheme::Internal), Some(Scheme::InternetFacing)]);
+    let tags = select(vec![vec![], vec![("team", "a")], vec![("team", "b"), ("cost center", "7")]]);
+    let ranges = subsequence(vec!["0.0.0.0/0", "10.0.0.0/8", "192.168.0.0/16"], 1..=3);
+    let subnets = select(vec![vec![], vec!["subnet-a", "subnet-b"], vec!["subnet-a2", "subnet-b"], vec!["subnet-b"]]);
+    let name = select(vec![None, None, None, Some("fancy")]);
+    let health = select(vec![None, Some(31500u16)]);
+    (ports, scheme, tags, ranges, subnets, name, health).prop_map(
+        |(ports, scheme, tags, ranges, subnets, name, health)| ServiceSpec {
+            scheme,
+            name: name.map(Into::into),
+            subnets: subnets.into_iter().map(Into::into).collect(),
+            tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
+            local_health_port: health,
+            ..spec(&ports)
+        },
+    )
+}
+
+/// What the Service's owner asks for one after the other, and the rounds that pass before the next thought.
+fn any_history() -> impl Strategy<Value = Vec<(ServiceSpec, usize)>> {
+    prop::collection::vec((any_spec(), 0usize..8), 1..5)
+}
+
+/// Lives through a history; returns the last thing asked for that was not refused.
+fn live(world: &mut World, history: &[(ServiceSpec, usize)]) -> Option<ServiceSpec> {
+    let mut last = None;
+    for (spec, rounds) in history {
+        if world.plan(Some(spec)).is_some() {
+            world.drive(Some(spec), *rounds, usize::MAX);
+            last = Some(spec.clone());
+        }
+    }
+    last
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Every step on the way is checked by [`World::check`].
+    #[test]
+    fn any_history_of_edits_ends_in_what_was_asked_for_last_and_then_nothing_is_left_to_do(history in any_history()) {
+        let mut world = World::new();
+        let foreign = world.foreign();
+        if let Some(last) = live(&mut world, &history) {
+            world.settle(Some(&last));
+            // A refusal on the way out (a name in use by what is being replaced) is the only other end.
+            if let Some(plan) = world.plan(Some(&last)) {
+                world.assert_serves(&last);
+                prop_assert_eq!(plan, Plan::default());
+            }
+        }
+        prop_assert_eq!(world.foreign(), foreign);
+    }
+
+    #[test]
+    fn a_teardown_from_any_state_on_the_way_leaves_nothing_of_ours_and_all_of_theirs(
+        history in any_history(),
+        last in any_spec(),
+        steps in 0usize..30,
+    ) {
+        let mut world = World::new();
+        let foreign = world.foreign();
+        live(&mut world, &history);
+        world.drive(Some(&last), ROUNDS, steps);
+        world.settle(None);
+        prop_assert!(world.of().is_empty());
+        prop_assert_eq!(world.plan(None), Some(Plan::default()));
+        prop_assert_eq!(world.foreign(), foreign);
+    }
+
+    #[test]
+    fn a_restart_after_any_step_ends_where_it_would_have_ended_without(
+        first in any_spec(),
+        second in any_spec(),
+        steps in 0usize..30,
+        again in 0usize..10,
+    ) {
+        let mut world = World::new();
+        world.settle(Some(&first));
+        prop_assume!(world.plan(Some(&second)).is_some());
+        let mut straight = world.clone();
+        straight.settle(Some(&second));
+        for steps in [steps, again] {
+            world.drive(Some(&second), ROUNDS, steps);
+            world.restart();
+        }
+        world.settle(Some(&second));
+        prop_assert_eq!(world.shape(), straight.shape());
+    }
+
+    #[test]
+    fn a_teardown_that_was_interrupted_after_any_step_finishes(first in any_spec(), steps in 0usize..10) {
+        let mut world = World::new();
+        world.settle(Some(&first));
+        world.drive(None, ROUNDS, steps);
+        world.restart();
+        world.settle(None);
+        prop_assert!(world.of().is_empty());
+    }
+
+    #[test]
+    fn a_settled_service_that_a_new_process_finds_costs_no_call(any in any_spec()) {
+        let mut world = World::new();
+        world.settle(Some(&any));
+        world.steps.clear();
+        world.restart();
+        world.settle(Some(&any));
+        prop_assert!(world.steps.iter().all(|step| matches!(step, Step::Intend { .. })), "{:?}", world.steps);
+    }
+}
