@@ -27,6 +27,8 @@ use crate::model::ownership::{self, Owner, Tags};
 const FOREIGN_TAGS_LIFETIME: Duration = Duration::from_hours(1);
 /// Waits of an instance that AWS does not take as a target.
 const UNFIT_DELAYS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
+/// Attachments that somebody else takes away this often within this time are worth a word.
+const STRIPPED: (usize, Duration) = (3, Duration::from_hours(1));
 /// A refused attachment is tried again after this time: an instance refresh takes many minutes.
 pub const REFUSAL_LIFETIME: Duration = Duration::from_secs(30);
 
@@ -79,6 +81,8 @@ pub struct State {
     pub awaited: BTreeSet<String>,
     /// Auto Scaling groups that refuse attachments, until when.
     pub refusing: BTreeMap<AsgName, Instant>,
+    /// When somebody else took our target groups off an Auto Scaling group.
+    stripped: BTreeMap<(AsgName, TargetGroupArn), Vec<Instant>>,
     /// Instances that AWS did not take.
     pub unfit: BTreeMap<InstanceId, Unfit>,
     /// Load balancers that are not ours, since when we know.
@@ -198,7 +202,8 @@ impl State {
 
     /// Takes over a reading that began at write number `began`. Returns whether something was missed for the first
     /// time, so that another reading should follow soon.
-    pub fn merge(&mut self, fresh: Observed, began: u64) -> bool {
+    pub fn merge(&mut self, fresh: Observed, began: u64, now: Instant) -> bool {
+        self.note_stripped(&fresh, began, now);
         let Self { observed, written, missed, .. } = self;
         let is_newer = |name: &str| written.get(name).is_some_and(|write| *write > began);
         let mut once = BTreeSet::new();
@@ -243,6 +248,27 @@ impl State {
             self.membership.extend(asg.instances.iter().map(|instance| (instance.clone(), Some(name.clone()))));
         }
         !self.missed.is_empty()
+    }
+
+    /// Takes note of attachments that are gone although nobody here detached them.
+    fn note_stripped(&mut self, fresh: &Observed, began: u64, now: Instant) {
+        let ours = |arn| self.observed.target_group(arn).is_some_and(|group| group.intent == Intent::Serve);
+        for (name, asg) in &self.observed.asgs {
+            let is_newer = self.written.get(name.as_str()).is_some_and(|write| *write > began);
+            let Some(seen) = fresh.asgs.get(name).filter(|_| !is_newer) else { continue };
+            for arn in asg.sources.keys().filter(|arn| !seen.sources.contains_key(*arn) && ours(*arn)) {
+                self.stripped.entry((name.clone(), arn.clone())).or_default().push(now);
+            }
+        }
+        self.stripped.retain(|_, times| {
+            times.retain(|time| now - *time < STRIPPED.1);
+            !times.is_empty()
+        });
+    }
+
+    /// Attachments that somebody else takes away again and again.
+    pub fn stripped_repeatedly(&self) -> impl Iterator<Item = &(AsgName, TargetGroupArn)> {
+        self.stripped.iter().filter(|(_, times)| times.len() >= STRIPPED.0).map(|(key, _)| key)
     }
 
     /// What placement says now.

@@ -50,7 +50,7 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, D
     }
     let began = account.state().now();
     let fresh = read(account, rotation).await?;
-    let again = account.state().merge(fresh, began);
+    let again = account.state().merge(fresh, began, Instant::now());
     account.placement.notify_one();
     let network = refresh_network(account).await;
     account.state().network_problem = network.as_ref().err().map(ToString::to_string);

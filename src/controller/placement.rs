@@ -89,7 +89,7 @@ pub struct Placement {
     pub notes: BTreeMap<TargetGroupArn, BTreeSet<Note>>,
 }
 
-/// Why nodes of an Auto Scaling group are registered one by one.
+/// Something about targets that a Service's owner should know.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Note {
     /// All of its slots are taken.
@@ -98,6 +98,8 @@ pub enum Note {
     ElbHealthCheck(AsgName),
     /// It refuses attachments during an instance refresh.
     InstanceRefresh(AsgName),
+    /// Somebody else detaches the target group again and again.
+    Stripped(AsgName),
     /// There is nothing to send traffic to.
     NoNode,
 }
@@ -109,6 +111,7 @@ impl Note {
             Self::NoSlot(_) => "AutoScalingGroupFull",
             Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
             Self::InstanceRefresh(_) => "AutoScalingGroupRefreshing",
+            Self::Stripped(_) => "AttachmentRemovedByOthers",
             Self::NoNode => "NoTargetNode",
         }
     }
@@ -132,6 +135,12 @@ impl fmt::Display for Note {
                     "Auto Scaling group {asg} takes no target group during an instance refresh; {direct} until then"
                 )
             }
+            Self::Stripped(asg) => write!(
+                f,
+                "something else manages the target groups of Auto Scaling group {asg}: it took this Service's off \
+                 three times within an hour. Have it ignore them (Terraform: ignore_changes on traffic_source and \
+                 target_group_arns)"
+            ),
             Self::NoNode => f.write_str("no node of the cluster can be a target, so the load balancer has none"),
         }
     }

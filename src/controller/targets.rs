@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::account::{Account, REFUSAL_LIFETIME, State, StepError};
 use super::drift::learn_networks;
 use super::observed::{Intent, SourceState};
-use super::placement::{Placement, Targets};
+use super::placement::{Note, Placement, Targets};
 use super::report::Reporter;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
@@ -411,7 +411,11 @@ async fn tell(account: &Account, reporter: &Reporter) {
         let state = account.state();
         let placement = state.place(&account.policy.cluster, Instant::now());
         let mut notes: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-        for (arn, said) in &placement.notes {
+        let mut said_of = placement.notes.clone();
+        for (asg, arn) in state.stripped_repeatedly() {
+            said_of.entry(arn.clone()).or_default().insert(Note::Stripped(asg.clone()));
+        }
+        for (arn, said) in &said_of {
             let owner = state
                 .observed
                 .target_group(arn)

@@ -716,7 +716,7 @@ fn live(world: &mut World, history: &[(ServiceSpec, usize)]) -> Option<ServiceSp
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Every step on the way is checked by [`World::check`].
     #[test]
