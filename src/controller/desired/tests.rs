@@ -1,1 +1,277 @@
+//! What a Service should have, and the sentences that say why it cannot.
 
+use jiff::Timestamp;
+
+use super::*;
+use crate::controller::facts::{NodeGroups, Subnet};
+use crate::controller::observed::{BalancerState, SecurityGroup};
+use crate::model::id::ServiceKey;
+use crate::model::ownership::{cluster_tags, service_tags};
+use crate::model::service::Port;
+
+const CLUSTER: &str = "demo";
+
+fn policy() -> Policy {
+    Policy {
+        cluster: CLUSTER.into(),
+        default_scheme: Scheme::InternetFacing,
+        node_ports: (30000, 32767),
+        health_port: 10256,
+    }
+}
+
+fn owner(name: &str, uid: &str) -> Owner {
+    Owner { service: ServiceKey::new("shop", name), uid: uid.into() }
+}
+
+fn spec() -> ServiceSpec {
+    ServiceSpec {
+        owner: owner("order", "u-1"),
+        created: Timestamp::UNIX_EPOCH,
+        scheme: None,
+        name: None,
+        subnets: vec![],
+        tags: Tags::new(),
+        source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
+        ports: [(80, Port { port: 80, protocol: Protocol::Tcp, node_port: 30080 })].into(),
+        local_health_port: None,
+    }
+}
+
+/// A VPC with one subnet in each of these zones, for load balancers of both schemes.
+fn facts(zones: &[&str]) -> Facts {
+    let subnets = zones.iter().map(|zone| {
+        let roles = ["kubernetes.io/role/elb", "kubernetes.io/role/internal-elb"];
+        let subnet = Subnet {
+            zone: (*zone).into(),
+            in_availability_zone: true,
+            free_addresses: 100,
+            is_public: true,
+            tags: roles.iter().map(|role| ((*role).to_owned(), "1".to_owned())).collect(),
+        };
+        (format!("subnet-{zone}").into(), subnet)
+    });
+    Facts { vpc: "vpc-1".into(), subnets: subnets.collect(), node_groups: NodeGroups::default() }
+}
+
+fn balancer(name: &str, scheme: Scheme, owner: &Owner, zones: &[&str]) -> Balancer {
+    Balancer {
+        arn: format!("arn:lb/{name}").into(),
+        name: name.into(),
+        dns_name: format!("{name}.elb"),
+        scheme,
+        state: BalancerState::Active,
+        subnets: zones.iter().map(|zone| ((*zone).into(), format!("subnet-{zone}").into())).collect(),
+        groups: BTreeSet::new(),
+        tags: service_tags(CLUSTER, owner, Role::Balancer, &Tags::new()),
+        listeners: Some(BTreeMap::new()),
+    }
+}
+
+fn observed(balancers: impl IntoIterator<Item = Balancer>) -> Observed {
+    let balancers = balancers.into_iter().map(|balancer| (balancer.name.clone(), balancer)).collect();
+    Observed { balancers, ..Observed::default() }
+}
+
+fn decide(spec: &ServiceSpec, observed: &Observed) -> Desired {
+    desired(spec, &facts(&["za", "zb"]), &policy(), observed).unwrap()
+}
+
+/// The sentence of the one problem with a Service.
+fn refusal(spec: &ServiceSpec, observed: &Observed) -> String {
+    match desired(spec, &facts(&["za", "zb"]), &policy(), observed) {
+        Err(Refusal::Service(problems)) => match problems.as_slice() {
+            [problem] => problem.to_string(),
+            _ => panic!("{problems:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn zones(desired: &Desired) -> Vec<&str> {
+    desired.balancer.subnets.keys().map(Zone::as_str).collect()
+}
+
+fn named(name: &str) -> ServiceSpec {
+    ServiceSpec { name: Some(name.into()), ..spec() }
+}
+
+#[test]
+fn a_service_that_asks_for_no_scheme_gets_the_operators_default() {
+    for default_scheme in [Scheme::Internal, Scheme::InternetFacing] {
+        let policy = Policy { default_scheme, ..policy() };
+        let desired = desired(&spec(), &facts(&["za"]), &policy, &Observed::default()).unwrap();
+        assert_eq!(desired.balancer.scheme, default_scheme);
+    }
+}
+
+#[test]
+fn r33_a_scheme_that_is_no_longer_asked_for_stays() {
+    let internal = decide(&ServiceSpec { scheme: Some(Scheme::Internal), ..spec() }, &Observed::default());
+    let exists = observed([balancer(&internal.balancer.name, Scheme::Internal, &spec().owner, &["za", "zb"])]);
+    let desired = decide(&spec(), &exists);
+    assert_eq!(desired.balancer.scheme, Scheme::Internal, "not the default, which would replace it");
+    assert_eq!(desired.balancer.name, internal.balancer.name);
+}
+
+#[test]
+fn a_change_of_scheme_asks_for_another_load_balancer() {
+    let before = decide(&spec(), &Observed::default());
+    let exists = observed([balancer(&before.balancer.name, before.balancer.scheme, &spec().owner, &["za", "zb"])]);
+    let after = decide(&ServiceSpec { scheme: Some(Scheme::Internal), ..spec() }, &exists);
+    assert_ne!(after.balancer.name, before.balancer.name);
+    let group = |desired: &Desired| desired.target_groups[&80].name.clone();
+    assert_ne!(group(&after), group(&before), "a target group serves one load balancer only");
+    assert_eq!(after.frontend.name, before.frontend.name, "a security group can be carried by both");
+}
+
+#[test]
+fn a_name_that_a_strangers_load_balancer_holds_is_refused() {
+    let mut taken = Observed::default();
+    taken.foreign_balancers.insert("fancy".into(), "arn:lb/theirs".into());
+    assert_eq!(
+        refusal(&named("fancy"), &taken),
+        "service.beta.kubernetes.io/aws-load-balancer-name: \"fancy\" is already the name of load balancer \
+         arn:lb/theirs, which this Service does not own; expected a name that is free in the account and Region"
+    );
+}
+
+#[test]
+fn a_name_that_another_services_load_balancer_holds_is_refused() {
+    let taken = observed([balancer("fancy", Scheme::InternetFacing, &owner("cart", "u-2"), &["za"])]);
+    assert_eq!(
+        refusal(&named("fancy"), &taken),
+        "service.beta.kubernetes.io/aws-load-balancer-name: \"fancy\" is already the name of the load balancer of \
+         Service shop/cart; expected another name"
+    );
+}
+
+#[test]
+fn a_name_that_the_services_own_predecessor_holds_is_refused() {
+    let taken = observed([balancer("fancy", Scheme::InternetFacing, &owner("order", "u-0"), &["za"])]);
+    assert!(refusal(&named("fancy"), &taken).contains("already the name of the load balancer of Service shop/order"));
+}
+
+#[test]
+fn a_rename_is_refused_and_builds_no_second_load_balancer() {
+    let exists = observed([balancer("first", Scheme::InternetFacing, &spec().owner, &["za", "zb"])]);
+    assert_eq!(
+        refusal(&named("second"), &exists),
+        "service.beta.kubernetes.io/aws-load-balancer-name: \"second\" cannot be given to the load balancer, which \
+         exists as \"first\"; expected the existing name, or a new Service"
+    );
+    assert_eq!(decide(&spec(), &exists).balancer.name, "first", "an annotation taken away renames nothing");
+}
+
+#[test]
+fn a_name_given_by_hand_cannot_be_kept_over_a_change_of_scheme() {
+    let exists = observed([balancer("fancy", Scheme::InternetFacing, &spec().owner, &["za", "zb"])]);
+    let edited = ServiceSpec { scheme: Some(Scheme::Internal), ..named("fancy") };
+    assert!(refusal(&edited, &exists).contains(
+        "\"fancy\" is the name of this Service's internet-facing load balancer, which another one must replace"
+    ));
+}
+
+#[test]
+fn r39_a_new_zone_joins() {
+    let exists = observed([balancer("lb", Scheme::InternetFacing, &spec().owner, &["za"])]);
+    assert_eq!(zones(&decide(&spec(), &exists)), ["za", "zb"]);
+}
+
+#[test]
+fn discovery_never_takes_a_zone_away() {
+    let exists = observed([balancer("lb", Scheme::InternetFacing, &spec().owner, &["za", "zb"])]);
+    let mut facts = facts(&["za", "zb"]);
+    let full = facts.subnets.get_mut(&"subnet-zb".into()).unwrap();
+    full.free_addresses = 0;
+    full.tags.clear();
+    let desired = desired(&spec(), &facts, &policy(), &exists).unwrap();
+    assert_eq!(zones(&desired), ["za", "zb"]);
+}
+
+#[test]
+fn a_load_balancer_keeps_its_zones_where_discovery_finds_none() {
+    let exists = observed([balancer("lb", Scheme::InternetFacing, &spec().owner, &["za"])]);
+    let mut facts = facts(&["za"]);
+    facts.subnets.get_mut(&"subnet-za".into()).unwrap().free_addresses = 0;
+    assert_eq!(zones(&desired(&spec(), &facts, &policy(), &exists).unwrap()), ["za"]);
+}
+
+#[test]
+fn r40_no_usable_subnet_is_the_networks_fault_and_names_each() {
+    let mut facts = facts(&["za"]);
+    facts.subnets.get_mut(&"subnet-za".into()).unwrap().free_addresses = 0;
+    let Err(Refusal::Network(sentence)) = desired(&spec(), &facts, &policy(), &Observed::default()) else {
+        panic!("accepted")
+    };
+    assert!(sentence.contains("subnet-za (za) has 0 free addresses, 8 needed"), "{sentence}");
+}
+
+#[test]
+fn r35_a_swap_of_every_subnet_at_once_is_refused() {
+    let mut facts = facts(&["za", "zb"]);
+    let other = facts.subnets[&"subnet-za".into()].clone();
+    facts.subnets.insert("subnet-other".into(), other);
+    let edited = ServiceSpec { subnets: vec!["subnet-other".into()], ..spec() };
+
+    let one_zone = observed([balancer("lb", Scheme::InternetFacing, &spec().owner, &["za"])]);
+    let Err(Refusal::Service(problems)) = desired(&edited, &facts, &policy(), &one_zone) else { panic!("accepted") };
+    assert!(problems[0].wrong.starts_with("replaces the subnet of every zone at once"), "{}", problems[0]);
+
+    let edited = ServiceSpec { subnets: vec!["subnet-other".into(), "subnet-zb".into()], ..spec() };
+    let two_zones = observed([balancer("lb", Scheme::InternetFacing, &spec().owner, &["za", "zb"])]);
+    let swapped = desired(&edited, &facts, &policy(), &two_zones).unwrap();
+    assert_eq!(swapped.balancer.subnets[&"za".into()], "subnet-other".into());
+}
+
+#[test]
+fn r42_health_checks_ask_the_node_whatever_the_protocol() {
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp] {
+        let ports = [(514, Port { port: 514, protocol, node_port: 30514 })].into();
+        let desired = decide(&ServiceSpec { ports, ..spec() }, &Observed::default());
+        let health = &desired.target_groups[&514].health;
+        assert_eq!((health.protocol.as_str(), health.port.as_str()), ("HTTP", "10256"));
+        assert_eq!(health.path.as_deref(), Some("/healthz"));
+    }
+}
+
+#[test]
+fn r37_policy_local_asks_the_services_own_health_port() {
+    let local = decide(&ServiceSpec { local_health_port: Some(31500), ..spec() }, &Observed::default());
+    let cluster = decide(&spec(), &Observed::default());
+    assert_eq!(local.target_groups[&80].health.port, "31500");
+    assert_eq!(local.target_groups[&80].name, cluster.target_groups[&80].name, "a change in place");
+}
+
+#[test]
+fn r41_both_protocols_on_one_port_are_one_target_group_and_two_rules_for_each_range() {
+    let ports = [(53, Port { port: 53, protocol: Protocol::TcpUdp, node_port: 30053 })].into();
+    let source_ranges = ["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()].into();
+    let desired = decide(&ServiceSpec { ports, source_ranges, ..spec() }, &Observed::default());
+    assert_eq!(desired.target_groups.len(), 1);
+    let rules: Vec<_> = desired.frontend.rules.iter().map(ToString::to_string).collect();
+    let expected = ["tcp 53 from 10.0.0.0/8", "tcp 53 from 192.168.0.0/16"];
+    assert_eq!(rules[..2], expected);
+    assert_eq!(rules[2..], expected.map(|rule| rule.replace("tcp", "udp")));
+}
+
+#[test]
+fn only_security_groups_that_exist_have_ids() {
+    let mut observed = Observed::default();
+    let backend = name::backend_group(CLUSTER);
+    let tags = cluster_tags(CLUSTER, Role::BackendGroup);
+    let group = SecurityGroup { id: "sg-b".into(), name: backend.clone(), rules: BTreeSet::new(), tags };
+    observed.groups.insert(backend.clone(), group);
+    let desired = decide(&spec(), &observed);
+    assert_eq!(desired.balancer.groups, [desired.frontend.name, backend]);
+    assert_eq!(desired.balancer.group_ids, ["sg-b".into()].into());
+}
+
+#[test]
+fn nodes_admit_load_balancers_by_a_constant_handful_of_rules() {
+    let rules: Vec<_> = node_rules(&policy(), &"sg-b".into()).iter().map(ToString::to_string).collect();
+    assert_eq!(rules, ["tcp 10256 from sg-b", "tcp 30000-32767 from sg-b", "udp 30000-32767 from sg-b"]);
+    // A Service's health check port is a NodePort; so may the nodes' own be.
+    let inside = Policy { health_port: 30256, ..policy() };
+    assert_eq!(node_rules(&inside, &"sg-b".into()).len(), 2);
+}
