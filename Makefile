@@ -13,7 +13,7 @@ DENY_ROOT := $(CACHE)/cargo-deny-$(DENY_VERSION)
 # Prefix of a recipe line that needs the Kubernetes binaries or the emulator's Python.
 PREPARED := prepared=$$(python3 tests/sandbox/prepare.py --print-env) && eval "$$prepared" &&
 
-# Extra arguments for pytest: make e2e ARGS="-k drift -x"
+# Extra arguments for pytest or the bench: make e2e ARGS="-k drift -x"
 ARGS ?=
 
 .PHONY: help
@@ -45,6 +45,11 @@ e2e: prepare build ## Run weir against a real control plane and an emulated AWS;
 .PHONY: emulator
 emulator: prepare ## Test the AWS emulator's plugin itself
 	$(PREPARED) "$$WEIR_PYTHON" -m pytest localstack/tests $(ARGS)
+
+.PHONY: bench
+bench: prepare ## Measure AWS calls, seconds and memory at 100 Services (minutes); ARGS="--services 40" picks another size
+	cargo build --release --locked
+	$(PREPARED) "$$WEIR_PYTHON" benches/control_plane.py $(ARGS)
 
 .PHONY: prepare
 prepare: ## Build or find the Kubernetes binaries and the emulator (6 minutes once; as root it installs a missing C compiler)
