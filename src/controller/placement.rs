@@ -367,7 +367,8 @@ fn targets(
         deregister.extend(gone.filter(|instance| is_node(instance) || !held(instance)).cloned());
     }
     let acts = !register.is_empty() || !deregister.is_empty();
-    if acts && !known.known {
+    // A detachment that ended may have taken out what was registered meanwhile.
+    if !known.known && (acts || !known.direct.is_empty()) {
         placement.read.insert(arn.clone());
         return;
     }
