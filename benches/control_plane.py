@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What weir costs: AWS calls, seconds, memory and CPU for the same work at a given number of Services.
 
-    make bench                                    all of it, about three minutes
+    make bench                                    all of it, about six minutes after the build
     benches/control_plane.py --services 40        one round of another size
 
 Each round boots a control plane and an emulated AWS of its own, starts weir, and goes through:
@@ -135,7 +135,7 @@ class Round:
         each = f" ({len(calls) / per:.2f} a Service)" if per else ""
         print(
             f"  {name:<18} {ended - started:6.1f} s  {len(calls):5} calls{each}  "
-            f"CPU {cpu:.2f} s  RSS {after.rss_mib:.0f} MiB (peak {after.peak_mib:.0f})"
+            f"CPU {cpu:.2f} s  RSS {after.rss_mib:.0f} MiB (peak {after.peak_mib:.0f})",
         )
         by_action = Counter(call["operation"] for call in calls)
         failed = Counter(call["code"] or call["status"] for call in calls if call["status"] != 200)
@@ -280,7 +280,8 @@ def main() -> None:
     parser.add_argument("--services", type=int, help="one round with so many Services")
     options = parser.parse_args()
     print(f"weir controller, {choose_binary()}, {os.cpu_count()} cores", flush=True)
-    rounds = [(options.services, {"drift", "nodes"})] if options.services else [(100, {"drift", "nodes"}), (40, {"nodes"})]
+    everything = {"drift", "nodes"}
+    rounds = [(options.services, everything)] if options.services else [(100, everything), (40, {"nodes"})]
     for services, phases in rounds:
         with tempfile.TemporaryDirectory(prefix="weir-bench-") as scratch:
             run(services, phases, Path(scratch))
