@@ -204,6 +204,7 @@ impl State {
     /// time, so that another reading should follow soon.
     pub fn merge(&mut self, fresh: Observed, began: u64, now: Instant) -> bool {
         self.note_stripped(&fresh, began, now);
+        let before = members(&self.observed);
         let Self { observed, written, missed, .. } = self;
         let is_newer = |name: &str| written.get(name).is_some_and(|write| *write > began);
         let mut once = BTreeSet::new();
@@ -244,10 +245,40 @@ impl State {
         self.seniority.retain(|arn, _| lives.contains(arn));
         self.membership
             .retain(|instance, _| self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance)));
-        for (name, asg) in &observed.asgs {
-            self.membership.extend(asg.instances.iter().map(|instance| (instance.clone(), Some(name.clone()))));
+        let after = members(observed);
+        self.membership.extend(after.iter().map(|(instance, asg)| (instance.clone(), Some(asg.clone()))));
+        for (instance, left) in &before {
+            if after.get(instance) != Some(left) {
+                self.note_left(instance, left, after.get(instance));
+            }
+        }
+        for (instance, entered) in &after {
+            if !before.contains_key(instance) {
+                self.forget_target(instance, entered);
+            }
         }
         !self.missed.is_empty()
+    }
+
+    /// Takes note of an instance that is no longer in an Auto Scaling group, and perhaps in another one. It may still be
+    /// a node.
+    fn note_left(&mut self, instance: &InstanceId, left: &AsgName, entered: Option<&AsgName>) {
+        self.forget_target(instance, left);
+        if let Some(entered) = entered {
+            self.forget_target(instance, entered);
+        } else if let Some(told) = self.membership.get_mut(instance) {
+            *told = None;
+        }
+    }
+
+    /// What is attached to an Auto Scaling group gets an instance that enters, and loses one that leaves, by itself.
+    fn forget_target(&mut self, instance: &InstanceId, asg: &AsgName) {
+        for arn in self.observed.asgs.get(asg).into_iter().flat_map(|asg| asg.sources.keys()) {
+            if let Some(targets) = self.targets.get_mut(arn) {
+                targets.direct.remove(instance);
+                targets.expelled.remove(instance);
+            }
+        }
     }
 
     /// Takes note of attachments that are gone although nobody here detached them.
@@ -393,6 +424,14 @@ impl State {
         }
         changed
     }
+}
+
+/// The Auto Scaling group of each instance that is in one.
+fn members(observed: &Observed) -> BTreeMap<InstanceId, AsgName> {
+    let of = |(name, asg): (&AsgName, &Asg)| {
+        asg.instances.iter().map(|instance| (instance.clone(), name.clone())).collect::<Vec<_>>()
+    };
+    observed.asgs.iter().flat_map(of).collect()
 }
 
 /// Takes over a reading into a map of the view: newer writes stay, what two readings in a row miss goes.

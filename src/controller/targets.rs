@@ -17,7 +17,7 @@ use super::placement::{Note, Placement, Targets};
 use super::report::Reporter;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
-use crate::model::id::{AsgName, TargetGroupArn};
+use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::ownership;
 
 /// Services that come together are served together: what arrives within this time shares its calls.
@@ -205,7 +205,16 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
         if account.fence().is_err() {
             return;
         }
-        match account.aws.register(arn, instances).await {
+        // One target group is enough to learn that AWS does not take an instance.
+        let instances: BTreeSet<_> = {
+            let state = account.state();
+            let is_fit = |instance: &&InstanceId| state.unfit.get(*instance).is_none_or(|entry| entry.until <= now);
+            instances.iter().filter(is_fit).cloned().collect()
+        };
+        if instances.is_empty() {
+            continue;
+        }
+        match account.aws.register(arn, &instances).await {
             Ok(outcome) => {
                 backoff.forget(arn.as_str());
                 let mut state = account.state();
