@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from botocore.exceptions import ClientError
+
 from sandbox.aws import Account
 from sandbox.process import wait_for
 from sandbox.scene import NODES, Scene
@@ -104,7 +106,12 @@ def until_equal(read: Callable[[], Any], wanted: Any, timeout: float = 30.0) -> 
 
     def check() -> bool:
         nonlocal seen
-        seen = read()
+        try:
+            seen = read()
+        except ClientError as error:
+            if not error.response["Error"]["Code"].endswith("NotFound"):
+                raise
+            seen = error  # deleted between two of the reads
         return bool(seen == wanted)
 
     try:
