@@ -1,0 +1,703 @@
+//! The real SDK against an AWS that throttles, denies, forgets, lags and hangs up.
+//!
+//! A small stateful fake answers the query protocol of the three services; faults are queued for each action and used up
+//! one by one. Waits of the SDK between two attempts are noted down and cut short.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use aws_config::timeout::TimeoutConfig;
+use aws_sdk_elasticloadbalancingv2::config::{
+    AsyncSleep, Credentials, SharedAsyncSleep, SharedCredentialsProvider, Sleep, StalledStreamProtectionConfig,
+};
+use tokio::sync::watch;
+use weir::aws::Aws;
+use weir::aws::classify::{AwsError, Class};
+use weir::controller::account::{Account, StepError};
+use weir::controller::apply::apply;
+use weir::controller::desired::{DesiredTargetGroup, Policy};
+use weir::controller::drift::{Rotation, check};
+use weir::controller::facts::{Facts, NodeGroups};
+use weir::controller::observed::{BalancerState, HealthCheck};
+use weir::controller::plan::Step;
+use weir::metrics::Metrics;
+use weir::model::id::{LoadBalancerArn, ServiceKey};
+use weir::model::name;
+use weir::model::ownership::{Owner, Role, Tags, service_tags};
+use weir::model::service::{Protocol, Scheme};
+use wiremock::matchers::any;
+use wiremock::{Match, Mock, MockServer, Request, Respond, ResponseTemplate};
+
+const CLUSTER: &str = "demo";
+/// Attempts of one call (`weir::aws`).
+const ATTEMPTS: usize = 4;
+
+/// Longest wait between two attempts; what is longer is a time-out of the SDK's own.
+const LONGEST_WAIT: Duration = Duration::from_secs(20);
+
+/// What goes wrong with one call.
+#[derive(Clone, Debug)]
+enum Fault {
+    /// An error with status and code.
+    Error(u16, &'static str),
+    /// A body that is not the protocol's.
+    Page(u16),
+    /// The call takes effect, and the connection is closed.
+    Lost,
+}
+
+/// A resource: its ARN or id, and its tags.
+#[derive(Clone, Debug)]
+struct Resource {
+    id: String,
+    tags: Tags,
+}
+
+#[derive(Debug, Default)]
+struct Cloud {
+    faults: BTreeMap<String, VecDeque<Fault>>,
+    calls: Vec<String>,
+    serial: usize,
+    balancers: BTreeMap<String, Resource>,
+    target_groups: BTreeMap<String, Resource>,
+    groups: BTreeMap<String, Resource>,
+    /// Describes of load balancers that still say `provisioning`.
+    provisioning: usize,
+    /// Listings of target groups that show nothing yet.
+    lag: usize,
+    /// Network interfaces that carry a security group: id and description.
+    interfaces: Vec<(String, String)>,
+    /// Security groups with a rule that names another, and that rule's description.
+    references: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Fake(Arc<Mutex<Cloud>>);
+
+type Form = BTreeMap<String, String>;
+
+fn form(request: &Request) -> Form {
+    let mut url = request.url.clone();
+    url.set_query(std::str::from_utf8(&request.body).ok());
+    url.query_pairs().into_owned().collect()
+}
+
+/// The values of `prefix.1suffix`, `prefix.2suffix`, …
+fn list(form: &Form, prefix: &str, suffix: &str) -> Vec<String> {
+    (1..).map_while(|number| form.get(&format!("{prefix}.{number}{suffix}")).cloned()).collect()
+}
+
+fn tags(form: &Form, prefix: &str) -> Tags {
+    list(form, prefix, ".Key").into_iter().zip(list(form, prefix, ".Value")).collect()
+}
+
+fn shown_tags(tags: &Tags, element: &str) -> String {
+    tags.iter().fold(String::new(), |mut text, (key, value)| {
+        let (k, v) = if element == "item" { ("key", "value") } else { ("Key", "Value") };
+        write!(text, "<{element}><{k}>{key}</{k}><{v}>{value}</{v}></{element}>").unwrap();
+        text
+    })
+}
+
+impl Fake {
+    fn cloud(&self) -> MutexGuard<'_, Cloud> {
+        self.0.lock().unwrap()
+    }
+
+    /// Queues a fault for the next so many calls of an action.
+    fn fail(&self, action: &str, times: usize, fault: &Fault) {
+        let mut cloud = self.cloud();
+        let queue = cloud.faults.entry(action.to_owned()).or_default();
+        queue.extend(std::iter::repeat_n(fault.clone(), times));
+    }
+
+    /// How often an action was called.
+    fn calls(&self, action: &str) -> usize {
+        self.cloud().calls.iter().filter(|call| *call == action).count()
+    }
+
+    fn answer(&self, form: &Form) -> ResponseTemplate {
+        let action = form["Action"].as_str();
+        let mut cloud = self.cloud();
+        cloud.calls.push(action.to_owned());
+        let fault = cloud.faults.get_mut(action).and_then(VecDeque::pop_front);
+        match fault {
+            None | Some(Fault::Lost) => cloud.take(action, form),
+            Some(Fault::Page(status)) => ResponseTemplate::new(status).set_body_string("<html>Sorry</html>"),
+            Some(Fault::Error(status, code)) => error(action, status, code),
+        }
+    }
+}
+
+impl Respond for Fake {
+    fn respond(&self, request: &Request) -> ResponseTemplate {
+        self.answer(&form(request))
+    }
+}
+
+/// Matches calls whose answer is to be lost.
+struct Lossy(Fake);
+
+impl Match for Lossy {
+    fn matches(&self, request: &Request) -> bool {
+        let cloud = self.0.cloud();
+        let queue = cloud.faults.get(&form(request)["Action"]);
+        queue.and_then(VecDeque::front).is_some_and(|fault| matches!(fault, Fault::Lost))
+    }
+}
+
+fn is_ec2(action: &str) -> bool {
+    const EC2: [&str; 5] = ["SecurityGroup", "NetworkInterfaces", "DescribeInstances", "Subnets", "RouteTables"];
+    EC2.iter().any(|part| action.contains(part))
+}
+
+fn error(action: &str, status: u16, code: &str) -> ResponseTemplate {
+    let error = format!("<Error><Type>Sender</Type><Code>{code}</Code><Message>because</Message></Error>");
+    let body = if is_ec2(action) {
+        format!("<Response><Errors>{error}</Errors><RequestID>r</RequestID></Response>")
+    } else {
+        format!("<ErrorResponse>{error}<RequestId>r</RequestId></ErrorResponse>")
+    };
+    ResponseTemplate::new(status).set_body_string(body)
+}
+
+fn success(action: &str, result: &str) -> ResponseTemplate {
+    let body = if is_ec2(action) {
+        format!("<{action}Response>{result}</{action}Response>")
+    } else {
+        format!("<{action}Response><{action}Result>{result}</{action}Result></{action}Response>")
+    };
+    ResponseTemplate::new(200).set_body_string(body)
+}
+
+impl Cloud {
+    fn next(&mut self) -> usize {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn balancer(&self, name: &str) -> String {
+        let state = if self.provisioning > 0 { "provisioning" } else { "active" };
+        format!(
+            "<member><LoadBalancerArn>{arn}</LoadBalancerArn><LoadBalancerName>{name}</LoadBalancerName>\
+             <DNSName>{name}.elb.example</DNSName><Scheme>internet-facing</Scheme><Type>network</Type>\
+             <State><Code>{state}</Code></State><AvailabilityZones><member><ZoneName>us-east-1a</ZoneName>\
+             <SubnetId>subnet-1</SubnetId></member></AvailabilityZones></member>",
+            arn = self.balancers[name].id
+        )
+    }
+
+    fn target_group(&self, name: &str) -> String {
+        format!(
+            "<member><TargetGroupArn>{arn}</TargetGroupArn><TargetGroupName>{name}</TargetGroupName>\
+             <Protocol>TCP</Protocol><Port>30080</Port><VpcId>vpc-1</VpcId><TargetType>instance</TargetType></member>",
+            arn = self.target_groups[name].id
+        )
+    }
+
+    fn group(name: &str, group: &Resource) -> String {
+        format!(
+            "<item><groupId>{}</groupId><groupName>{name}</groupName><tagSet>{}</tagSet></item>",
+            group.id,
+            shown_tags(&group.tags, "item")
+        )
+    }
+
+    fn take(&mut self, action: &str, form: &Form) -> ResponseTemplate {
+        let name = form.get("Name").or_else(|| form.get("GroupName")).cloned().unwrap_or_default();
+        match action {
+            "CreateLoadBalancer" => {
+                let id = format!("arn:lb/{}", self.next());
+                self.balancers.entry(name.clone()).or_insert(Resource { id, tags: tags(form, "Tags.member") });
+                success(action, &format!("<LoadBalancers>{}</LoadBalancers>", self.balancer(&name)))
+            }
+            "DescribeLoadBalancers" => {
+                let shown: String = self.balancers.keys().map(|name| self.balancer(name)).collect();
+                self.provisioning = self.provisioning.saturating_sub(1);
+                success(action, &format!("<LoadBalancers>{shown}</LoadBalancers>"))
+            }
+            "CreateTargetGroup" => {
+                let id = format!("arn:tg/{}", self.next());
+                self.target_groups.entry(name.clone()).or_insert(Resource { id, tags: tags(form, "Tags.member") });
+                success(action, &format!("<TargetGroups>{}</TargetGroups>", self.target_group(&name)))
+            }
+            "DescribeTargetGroups" => {
+                let all: String = self.target_groups.keys().map(|name| self.target_group(name)).collect();
+                let shown = if self.lag > 0 { String::new() } else { all };
+                self.lag = self.lag.saturating_sub(1);
+                success(action, &format!("<TargetGroups>{shown}</TargetGroups>"))
+            }
+            "DeleteTargetGroup" => {
+                self.target_groups.retain(|_, group| group.id != form["TargetGroupArn"]);
+                success(action, "")
+            }
+            "DescribeTags" => {
+                let arns = list(form, "ResourceArns.member", "");
+                let all = self.balancers.values().chain(self.target_groups.values());
+                let shown: String = all
+                    .filter(|resource| arns.contains(&resource.id))
+                    .map(|resource| {
+                        let (id, tags) = (&resource.id, shown_tags(&resource.tags, "member"));
+                        format!("<member><ResourceArn>{id}</ResourceArn><Tags>{tags}</Tags></member>")
+                    })
+                    .collect();
+                success(action, &format!("<TagDescriptions>{shown}</TagDescriptions>"))
+            }
+            "CreateSecurityGroup" if self.groups.contains_key(&name) => error(action, 400, "InvalidGroup.Duplicate"),
+            "CreateSecurityGroup" => {
+                let id = format!("sg-{}", self.next());
+                self.groups.insert(name, Resource { id: id.clone(), tags: tags(form, "TagSpecification.1.Tag") });
+                success(action, &format!("<groupId>{id}</groupId>"))
+            }
+            "DescribeSecurityGroups" => success(
+                action,
+                &format!("<securityGroupInfo>{}</securityGroupInfo>", {
+                    if form["Filter.1.Name"] == "ip-permission.group-id" {
+                        self.shown_references(&form["Filter.1.Value.1"])
+                    } else {
+                        self.groups.iter().map(|(name, group)| Self::group(name, group)).collect()
+                    }
+                }),
+            ),
+            "RevokeSecurityGroupIngress" => {
+                self.references.remove(&form["GroupId"]);
+                success(action, "<return>true</return>")
+            }
+            "DeleteSecurityGroup" if self.is_in_use() => error(action, 400, "DependencyViolation"),
+            "DeleteSecurityGroup" => {
+                self.groups.retain(|_, group| group.id != form["GroupId"]);
+                success(action, "<return>true</return>")
+            }
+            "DescribeNetworkInterfaces" => {
+                let shown: String = self
+                    .interfaces
+                    .iter()
+                    .map(|(id, text)| {
+                        format!("<item><networkInterfaceId>{id}</networkInterfaceId><description>{text}</description></item>")
+                    })
+                    .collect();
+                success(action, &format!("<networkInterfaceSet>{shown}</networkInterfaceSet>"))
+            }
+            "DescribeListeners"
+            | "DescribeTargetHealth"
+            | "DescribeAutoScalingGroups"
+            | "DescribeInstances"
+            | "DescribeSubnets"
+            | "DescribeRouteTables" => success(action, ""),
+            _ => error(action, 400, "NotInThisFake"),
+        }
+    }
+
+    fn is_in_use(&self) -> bool {
+        !self.interfaces.is_empty() || !self.references.is_empty()
+    }
+
+    fn shown_references(&self, id: &str) -> String {
+        let item = |(group, text): (&String, &String)| {
+            format!(
+                "<item><groupId>{group}</groupId><groupName>{group}</groupName><ipPermissions><item>\
+                 <ipProtocol>tcp</ipProtocol><fromPort>1</fromPort><toPort>2</toPort><groups><item>\
+                 <groupId>{id}</groupId><description>{text}</description></item></groups></item></ipPermissions></item>"
+            )
+        };
+        self.references.iter().map(item).collect()
+    }
+}
+
+/// Notes the waits between two attempts down, and cuts them short.
+#[derive(Clone, Debug, Default)]
+struct Impatient(Arc<Mutex<Vec<Duration>>>);
+
+impl AsyncSleep for Impatient {
+    fn sleep(&self, duration: Duration) -> Sleep {
+        if duration > LONGEST_WAIT {
+            return Sleep::new(tokio::time::sleep(duration));
+        }
+        self.0.lock().unwrap().push(duration);
+        Sleep::new(tokio::time::sleep(Duration::from_millis(1)))
+    }
+}
+
+/// The controller's view of a fake account.
+struct World {
+    account: Account,
+    fake: Fake,
+    waits: Impatient,
+    leader: watch::Sender<bool>,
+    _server: MockServer,
+}
+
+impl World {
+    async fn new() -> Self {
+        let fake = Fake::default();
+        let server = MockServer::start().await;
+        let lost = {
+            let fake = fake.clone();
+            move |request: &Request| {
+                fake.answer(&form(request));
+                io::Error::from(io::ErrorKind::ConnectionReset)
+            }
+        };
+        Mock::given(Lossy(fake.clone())).respond_with_err(lost).with_priority(1).mount(&server).await;
+        Mock::given(any()).respond_with(fake.clone()).mount(&server).await;
+
+        let waits = Impatient::default();
+        let config = weir::aws::configuration(Some("us-east-1".into())).await;
+        let mut config = config.into_builder();
+        config
+            .set_credentials_provider(Some(SharedCredentialsProvider::new(Credentials::new(
+                "k", "s", None, None, "test",
+            ))))
+            .set_endpoint_url(Some(server.uri()))
+            // Its timers would be noted down as waits.
+            .set_timeout_config(Some(TimeoutConfig::disabled()))
+            .set_stalled_stream_protection(Some(StalledStreamProtectionConfig::disabled()))
+            .set_sleep_impl(Some(SharedAsyncSleep::new(waits.clone())));
+        let policy = Policy {
+            cluster: CLUSTER.into(),
+            default_scheme: Scheme::InternetFacing,
+            node_ports: (30000, 32767),
+            health_port: 10256,
+        };
+        let (leader, follows) = watch::channel(true);
+        let aws = Aws::new(&config.build(), &Metrics::default());
+        let (account, _) = Account::new(aws, policy, Some("vpc-1".into()), follows);
+        let facts = Facts { vpc: "vpc-1".into(), subnets: BTreeMap::new(), node_groups: NodeGroups::default() };
+        account.state().facts = Some(facts);
+        Self { account, fake, waits, leader, _server: server }
+    }
+
+    async fn apply(&self, step: &Step) -> Result<(), StepError> {
+        apply(&self.account, step).await
+    }
+
+    /// The error of a step that must fail in AWS.
+    async fn refusal(&self, step: &Step) -> AwsError {
+        match self.apply(step).await {
+            Err(StepError::Aws(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn check(&self, rotation: &mut Rotation) -> bool {
+        check(&self.account, rotation).await.unwrap()
+    }
+
+    fn waits(&self) -> Vec<Duration> {
+        self.waits.0.lock().unwrap().clone()
+    }
+
+    fn knows_target_group(&self) -> bool {
+        self.account.state().observed.target_groups.contains_key(&target_group().name)
+    }
+}
+
+fn owner() -> Owner {
+    Owner { service: ServiceKey::new("shop", "order"), uid: "u-1".into() }
+}
+
+fn tags_of(role: Role) -> Tags {
+    service_tags(CLUSTER, &owner(), role, &Tags::new())
+}
+
+fn target_group() -> DesiredTargetGroup {
+    DesiredTargetGroup {
+        name: name::target_group(CLUSTER, &owner().service, "lb", 80, "TCP", 30080),
+        vpc: "vpc-1".into(),
+        protocol: Protocol::Tcp,
+        port: 30080,
+        health: HealthCheck {
+            protocol: "HTTP".into(),
+            port: "10256".into(),
+            path: Some("/healthz".into()),
+            interval: 10,
+            timeout: 6,
+            healthy: 2,
+            unhealthy: 2,
+            codes: Some("200-399".into()),
+        },
+        tags: tags_of(Role::TargetGroup),
+    }
+}
+
+fn create_target_group() -> Step {
+    Step::CreateTargetGroup(target_group())
+}
+
+fn delete_target_group() -> Step {
+    Step::DeleteTargetGroup { name: target_group().name, because: "a test" }
+}
+
+fn create_balancer() -> Step {
+    let subnets = [("us-east-1a".into(), "subnet-1".into())].into();
+    let tags = tags_of(Role::Balancer);
+    Step::CreateBalancer { name: "lb".into(), scheme: Scheme::InternetFacing, subnets, groups: vec!["sg".into()], tags }
+}
+
+fn create_group() -> Step {
+    Step::CreateGroup { name: "sg".into(), description: "a test's".into(), tags: tags_of(Role::FrontendGroup) }
+}
+
+fn delete_group() -> Step {
+    Step::DeleteGroup { name: "sg".into(), because: "a test" }
+}
+
+#[tokio::test]
+async fn throttling_is_waited_out() {
+    let world = World::new().await;
+    world.fake.fail("CreateTargetGroup", ATTEMPTS - 1, &Fault::Error(400, "Throttling"));
+    world.apply(&create_target_group()).await.unwrap();
+    assert_eq!(world.fake.calls("CreateTargetGroup"), ATTEMPTS);
+    assert!(world.knows_target_group());
+}
+
+#[tokio::test]
+async fn throttling_without_end_is_given_back_after_a_few_attempts_with_growing_waits() {
+    let world = World::new().await;
+    world.fake.fail("CreateTargetGroup", 100, &Fault::Error(400, "Throttling"));
+    let error = world.refusal(&create_target_group()).await;
+    assert_eq!(error.class, Class::Throttled);
+    assert_eq!(world.fake.calls("CreateTargetGroup"), ATTEMPTS);
+    // Each is a random part of twice the last one's bound, so bounds can be told, and that there is one for each attempt.
+    let waits = world.waits();
+    assert_eq!(waits.len(), ATTEMPTS - 1, "{waits:?}");
+    for (wait, bound) in waits.iter().zip([1, 2, 4]) {
+        assert!(!wait.is_zero() && *wait <= Duration::from_secs(bound), "{waits:?}");
+    }
+    let (first, longest) = error.delays();
+    assert!(first >= Duration::from_secs(5) && longest > first, "the Service waits longer than one call does");
+}
+
+#[tokio::test]
+async fn a_service_that_is_unavailable_for_a_moment_is_asked_again() {
+    for fault in [Fault::Error(503, "ServiceUnavailable"), Fault::Page(503)] {
+        let world = World::new().await;
+        world.fake.fail("CreateTargetGroup", 2, &fault);
+        world.apply(&create_target_group()).await.unwrap();
+        assert_eq!(world.fake.calls("CreateTargetGroup"), 3, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_stays_unavailable_is_a_passing_fault_whatever_it_says() {
+    for fault in [Fault::Error(503, "ServiceUnavailable"), Fault::Page(503), Fault::Page(500)] {
+        let world = World::new().await;
+        world.fake.fail("CreateTargetGroup", 100, &fault);
+        let error = world.refusal(&create_target_group()).await;
+        assert_eq!(error.class, Class::Transient, "{error}");
+        assert_eq!(world.fake.calls("CreateTargetGroup"), ATTEMPTS, "{fault:?}");
+        assert!(!world.knows_target_group());
+    }
+}
+
+#[tokio::test]
+async fn r1_a_denial_names_the_action_and_the_resource_and_is_not_repeated() {
+    let world = World::new().await;
+    world.apply(&create_target_group()).await.unwrap();
+    world.fake.fail("DeleteTargetGroup", 1, &Fault::Error(403, "AccessDenied"));
+    let error = world.refusal(&delete_target_group()).await;
+    assert_eq!(
+        error.to_string(),
+        "AWS denies elasticloadbalancing:DeleteTargetGroup on arn:tg/1; the controller's IAM role needs this \
+         permission (AccessDenied: because)"
+    );
+    assert_eq!(world.fake.calls("DeleteTargetGroup"), 1);
+    assert!(world.knows_target_group(), "it is still there");
+}
+
+#[tokio::test]
+async fn a_denial_by_ec2_names_the_action_and_the_resource_too() {
+    let world = World::new().await;
+    world.fake.fail("CreateSecurityGroup", 1, &Fault::Error(403, "UnauthorizedOperation"));
+    let error = world.refusal(&create_group()).await;
+    assert!(error.to_string().starts_with("AWS denies ec2:CreateSecurityGroup on sg;"), "{error}");
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_is_told_from_throttling() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.fail("CreateLoadBalancer", 1, &Fault::Error(400, "TooManyLoadBalancers"));
+    let error = world.refusal(&create_balancer()).await;
+    assert_eq!(error.class, Class::Quota);
+    assert_eq!(world.fake.calls("CreateLoadBalancer"), 1);
+    assert_eq!(world.waits(), Vec::<Duration>::new());
+}
+
+#[tokio::test]
+async fn what_was_just_made_survives_one_listing_that_does_not_show_it_yet() {
+    let world = World::new().await;
+    let mut rotation = Rotation::default();
+    world.apply(&create_target_group()).await.unwrap();
+    world.fake.cloud().lag = 1;
+    assert!(world.check(&mut rotation).await, "it wants to look again soon");
+    assert!(world.knows_target_group());
+    assert!(!world.check(&mut rotation).await);
+    assert!(world.knows_target_group());
+    // The count begins anew.
+    world.fake.cloud().lag = 1;
+    world.check(&mut rotation).await;
+    assert!(world.knows_target_group());
+}
+
+#[tokio::test]
+async fn what_two_listings_in_a_row_miss_is_gone() {
+    let world = World::new().await;
+    let mut rotation = Rotation::default();
+    world.apply(&create_target_group()).await.unwrap();
+    world.fake.cloud().target_groups.clear();
+    world.check(&mut rotation).await;
+    assert!(world.knows_target_group());
+    world.check(&mut rotation).await;
+    assert!(!world.knows_target_group());
+}
+
+#[tokio::test]
+async fn a_new_process_finds_what_an_earlier_one_made() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.apply(&create_balancer()).await.unwrap();
+    world.apply(&create_target_group()).await.unwrap();
+    let before = world.account.state().observed.clone();
+    world.account.state().observed = weir::controller::observed::Observed::default();
+    world.check(&mut Rotation::default()).await;
+    let state = world.account.state();
+    let slice = state.observed.of(CLUSTER, "u-1");
+    assert_eq!((slice.balancers.len(), slice.target_groups.len(), slice.groups.len()), (1, 1, 1));
+    assert_eq!(slice.balancers[0].arn, before.balancers["lb"].arn);
+}
+
+#[tokio::test]
+async fn the_name_of_a_target_group_proves_nothing_without_tags() {
+    let world = World::new().await;
+    let stranger = Resource { id: "arn:tg/x".into(), tags: Tags::new() };
+    world.fake.cloud().target_groups.insert(target_group().name, stranger);
+    world.check(&mut Rotation::default()).await;
+    assert!(!world.knows_target_group());
+}
+
+#[tokio::test]
+async fn r3_a_security_group_in_use_is_deleted_once_and_the_interface_is_named() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.cloud().interfaces = vec![("eni-0ab".into(), "ELB net/lb/1".into())];
+    let error = world.refusal(&delete_group()).await;
+    assert_eq!(error.class, Class::Conflict);
+    assert!(error.to_string().contains("network interface eni-0ab (ELB net/lb/1) still uses it"), "{error}");
+    assert_eq!(world.fake.calls("DeleteSecurityGroup"), 1);
+    assert!(error.delays().0 >= Duration::from_secs(2), "no write is repeated faster");
+
+    world.fake.cloud().interfaces.clear();
+    world.apply(&delete_group()).await.unwrap();
+    assert!(world.account.state().observed.groups.is_empty());
+}
+
+#[tokio::test]
+async fn r2_a_rule_with_our_mark_goes_before_the_group_it_names() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.cloud().references = [("sg-nodes".into(), "weir.dev/cluster=demo: x".into())].into();
+    world.apply(&delete_group()).await.unwrap();
+    assert_eq!(world.fake.calls("RevokeSecurityGroupIngress"), 1);
+    assert!(world.fake.cloud().groups.is_empty());
+}
+
+#[tokio::test]
+async fn r3_a_strangers_rule_is_named_and_left_alone() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.cloud().references = [("sg-theirs".into(), "by hand".into())].into();
+    let error = world.refusal(&delete_group()).await;
+    assert!(error.to_string().contains("the rule tcp 1-2 from sg-1 of sg-theirs still uses it"), "{error}");
+    assert_eq!(world.fake.calls("RevokeSecurityGroupIngress"), 0);
+}
+
+#[tokio::test]
+async fn a_load_balancer_is_usable_when_aws_says_so_and_its_owner_is_told_once() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.cloud().provisioning = 3;
+    world.apply(&create_balancer()).await.unwrap();
+    let arns: Vec<LoadBalancerArn> = world.account.state().provisioning();
+    let mut changed = vec![];
+    for _ in 0..5 {
+        let fresh = world.account.aws.describe_balancers_by_arn(&arns).await.unwrap();
+        changed.push(world.account.state().record_states(fresh).len());
+    }
+    assert_eq!(changed, [0, 0, 0, 1, 0]);
+    let state = world.account.state();
+    assert_eq!(state.observed.balancers["lb"].state, BalancerState::Active);
+    assert_eq!(state.provisioning(), []);
+}
+
+/// Takes nine seconds: the waits are tokio's, not the SDK's.
+#[tokio::test]
+async fn r8_a_target_group_that_is_in_use_for_a_while_is_deleted_without_a_failure() {
+    let world = World::new().await;
+    world.apply(&create_target_group()).await.unwrap();
+    world.fake.fail("DeleteTargetGroup", 5, &Fault::Error(400, "ResourceInUse"));
+    let began = Instant::now();
+    world.apply(&delete_target_group()).await.unwrap();
+    assert_eq!(world.fake.calls("DeleteTargetGroup"), 6);
+    assert!(began.elapsed() >= Duration::from_secs(5), "no hot loop");
+    assert!(!world.knows_target_group());
+}
+
+#[tokio::test]
+async fn a_create_whose_answer_is_lost_ends_in_one_object() {
+    let world = World::new().await;
+    for action in ["CreateSecurityGroup", "CreateLoadBalancer", "CreateTargetGroup"] {
+        world.fake.fail(action, 1, &Fault::Lost);
+    }
+    for step in [create_group(), create_balancer(), create_target_group()] {
+        // Tried again by the SDK, or by the Service's next plan.
+        if world.apply(&step).await.is_err() {
+            world.apply(&step).await.unwrap();
+        }
+    }
+    let cloud = world.fake.cloud();
+    assert_eq!((cloud.groups.len(), cloud.balancers.len(), cloud.target_groups.len()), (1, 1, 1));
+    let state = world.account.state();
+    assert_eq!(state.observed.groups["sg"].id.as_str(), cloud.groups["sg"].id);
+    assert_eq!(state.observed.balancers["lb"].arn.as_str(), cloud.balancers["lb"].id);
+    assert_eq!(state.observed.target_groups.len(), 1);
+    for action in ["CreateSecurityGroup", "CreateLoadBalancer", "CreateTargetGroup"] {
+        assert!(cloud.calls.iter().filter(|call| *call == action).count() >= 2, "{action} was not lost");
+    }
+}
+
+#[tokio::test]
+async fn a_security_group_of_ours_by_name_but_not_by_tag_is_not_taken_over() {
+    let world = World::new().await;
+    let stranger = Resource { id: "sg-theirs".into(), tags: Tags::new() };
+    world.fake.cloud().groups.insert("sg".into(), stranger);
+    assert_eq!(world.refusal(&create_group()).await.class, Class::Exists);
+    assert_eq!(world.account.state().observed.groups, BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_process_that_has_lost_the_lease_makes_no_call() {
+    let world = World::new().await;
+    world.leader.send(false).unwrap();
+    for step in [create_group(), create_target_group()] {
+        assert!(matches!(world.apply(&step).await, Err(StepError::NotLeader)));
+    }
+    assert_eq!(world.fake.cloud().calls, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn every_describe_of_a_check_is_asked_once_for_a_small_account() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.apply(&create_balancer()).await.unwrap();
+    world.apply(&create_target_group()).await.unwrap();
+    world.fake.cloud().calls.clear();
+    world.check(&mut Rotation::default()).await;
+    let calls = world.fake.cloud().calls.clone();
+    let distinct: BTreeSet<_> = calls.iter().collect();
+    assert_eq!(distinct.len(), calls.len(), "{calls:?}");
+    assert!(calls.iter().all(|call| call.starts_with("Describe")), "{calls:?}");
+}
