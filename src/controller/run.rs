@@ -307,9 +307,11 @@ async fn check_drift(
         let ours = |service: &Service| is_claimed(service, &context.class, context.claim_classless);
         let count = context.services.state_filter(|service| ours(service)).len();
         context.metrics.services.set(i64::try_from(count).unwrap_or(i64::MAX));
+        // A Service that is refused has nothing, and nothing is made for it.
+        let is_needed = !context.account.state().observed.owners(&context.account.policy.cluster).is_empty();
         if count == 0 {
             release_shared(&context).await;
-        } else if let Err(error) = ensure_shared(&context).await {
+        } else if is_needed && let Err(error) = ensure_shared(&context).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot put right what all Services share");
         }
         if drifted.send(()).is_err() {

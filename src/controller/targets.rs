@@ -76,7 +76,7 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
 }
 
 /// Whether some Auto Scaling group has changes under way that something waits for: a target group that is to go, more to
-/// attach than fits beside those under way, a target group that takes over, or an instance that is to be taken out.
+/// attach or detach than fits beside those under way, a target group that takes over, or an instance that is to be taken out.
 fn is_changing(account: &Account) -> bool {
     !waited_for(account).is_empty()
 }
@@ -90,8 +90,10 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
         let takes_over =
             |arn| state.observed.target_group(arn).is_some_and(|group| state.awaited.contains(&group.name));
         let mut adding = asg.sources.iter().filter(|(_, state)| **state == SourceState::Adding);
+        let full = asg.sources.values().filter(|state| **state != SourceState::Added).count() >= SOURCES_PER_CALL;
         is(SourceState::Removing)
             || (is(SourceState::Adding) && placement.attach.contains_key(*name))
+            || (full && placement.detach.contains_key(*name))
             || placement.settle.contains(*name)
             || adding.any(|(arn, _)| takes_over(arn))
     });
