@@ -247,7 +247,7 @@ fn r37_policy_local_asks_the_services_own_health_port() {
 fn r41_both_protocols_on_one_port_are_one_target_group_and_two_rules_for_each_range() {
     let ports = [(53, Port { port: 53, protocol: Protocol::TcpUdp, node_port: 30053 })].into();
     let source_ranges = ["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()].into();
-    let desired = decide(&ServiceSpec { ports, source_ranges, ..spec() }, &Observed::default());
+    let desired = decide(&ServiceSpec { source_ranges, ports, ..spec() }, &Observed::default());
     assert_eq!(desired.target_groups.len(), 1);
     let rules: Vec<_> = desired.frontend.rules.iter().map(ToString::to_string).collect();
     let expected = ["tcp 53 from 10.0.0.0/8", "tcp 53 from 192.168.0.0/16"];

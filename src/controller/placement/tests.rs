@@ -28,10 +28,7 @@ fn theirs(number: usize) -> TargetGroupArn {
     format!("arn:aws:elasticloadbalancing:us-east-1:1:targetgroup/theirs-{number}/0123").into()
 }
 
-fn set<T: Ord>(ids: &[&str]) -> BTreeSet<T>
-where
-    T: From<String>,
-{
+fn set<T: Ord + From<String>>(ids: &[&str]) -> BTreeSet<T> {
     ids.iter().map(|id| T::from((*id).to_owned())).collect()
 }
 
