@@ -5,6 +5,7 @@
 //! of truth: whatever it gets wrong, the next drift check puts right, and every create is idempotent in AWS.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -52,8 +53,20 @@ pub struct Account {
     pub recheck: Notify,
     /// Owners whose Services should be looked at again.
     pub wake: mpsc::UnboundedSender<Owner>,
+    /// How many reconciles are about to make target groups.
+    coming: AtomicUsize,
     /// Whether this process may write.
     leader: watch::Receiver<bool>,
+}
+
+/// As long as it lives, target groups are about to be made.
+#[derive(Debug)]
+pub struct Coming<'a>(&'a AtomicUsize);
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What the lock protects. Held for moments, never across an await.
@@ -77,6 +90,8 @@ pub struct State {
     pub targets: BTreeMap<TargetGroupArn, Targets>,
     /// Who gets a slot first.
     pub seniority: BTreeMap<TargetGroupArn, Seniority>,
+    /// The same of target groups that are about to be made, by name.
+    pub promised: BTreeMap<String, Seniority>,
     /// Names of target groups that a Service waits to see served, before something else is taken away.
     pub awaited: BTreeSet<String>,
     /// Auto Scaling groups that refuse attachments, until when.
@@ -141,6 +156,7 @@ impl Account {
             provisioning: Notify::new(),
             recheck: Notify::new(),
             wake,
+            coming: AtomicUsize::new(0),
             leader,
         };
         (account, woken)
@@ -157,6 +173,17 @@ impl Account {
     /// [`StepError::NotLeader`].
     pub fn fence(&self) -> Result<(), StepError> {
         if *self.leader.borrow() { Ok(()) } else { Err(StepError::NotLeader) }
+    }
+
+    /// Announces target groups, so that attaching waits for them and takes them together.
+    pub fn announce(&self) -> Coming<'_> {
+        self.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(&self.coming)
+    }
+
+    /// Whether target groups are about to be made.
+    pub fn is_more_coming(&self) -> bool {
+        self.coming.load(Ordering::Relaxed) > 0
     }
 
     /// Wakes the Services that own resources with these tags.
@@ -185,6 +212,9 @@ impl State {
             debug_assert_eq!(group.name, made.name);
             // Nobody else knows a target group that was made a moment ago: its targets are known to be none.
             self.targets.insert(made.arn.clone(), Targets { known: true, ..Targets::default() });
+            if let Some(seniority) = self.promised.remove(&made.name) {
+                self.seniority.insert(made.arn.clone(), seniority);
+            }
         }
         self.observed.record(step, outcome);
     }

@@ -156,6 +156,8 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
         if let Err(error) = ensure_shared(context).await {
             return Ok(Ending::Failed(error));
         }
+        let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
+        let _coming = makes_groups.then(|| context.account.announce());
         let done = match carry_out(context, &plan, &mut failures).await {
             Ok(done) => done,
             Err(error) => return Ok(Ending::Failed(error)),
@@ -221,10 +223,11 @@ fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refu
     };
     let desired = desired(spec, &facts, policy, &state.observed)?;
     for (port, group) in &desired.target_groups {
-        if let Some(known) = state.observed.target_groups.get(&group.name) {
-            let seniority = (spec.created, spec.owner.service.to_string(), *port);
-            let arn = known.arn.clone();
-            state.seniority.insert(arn, seniority);
+        let seniority = (spec.created, spec.owner.service.to_string(), *port);
+        let arn = state.observed.target_groups.get(&group.name).map(|known| known.arn.clone());
+        match arn {
+            Some(arn) => drop(state.seniority.insert(arn, seniority)),
+            None => drop(state.promised.insert(group.name.clone(), seniority)),
         }
     }
     let plan = plan(&desired, &state.observed.of(&policy.cluster, &spec.owner.uid));

@@ -20,8 +20,9 @@ use crate::aws::classify::{AwsError, Class};
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::ownership;
 
-/// Services that come together are served together: what arrives within this time shares its calls.
-const GATHER: Duration = Duration::from_millis(300);
+/// Services that come together are served together: what arrives within this time shares its calls, and so does what
+/// is known to be coming, up to the longer time.
+const GATHER: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(4));
 /// Waits between two looks at changes under way in an Auto Scaling group.
 const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// An instance that AWS does not take is worth a word after this time; most are just starting or stopping.
@@ -61,7 +62,7 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
         let is_changing = is_changing(&account);
         let pause = if is_changing { look } else { HEARTBEAT };
         tokio::select! {
-            () = account.placement.notified() => tokio::time::sleep(GATHER).await,
+            () = account.placement.notified() => gather(&account).await,
             () = tokio::time::sleep(pause) => {}
         }
         if is_changing && looked.elapsed() >= look {
@@ -71,7 +72,26 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
         } else if !is_changing {
             look = LOOK.0;
         }
+        if account.is_more_coming() {
+            gather(&account).await;
+        }
         pass(&account, &reporter, &mut backoff).await;
+    }
+}
+
+/// Waits for more that can share a call, while there is more to come and no call is full.
+async fn gather(account: &Account) {
+    let began = Instant::now();
+    loop {
+        let is_over = tokio::select! {
+            () = account.placement.notified() => false,
+            () = tokio::time::sleep(GATHER.0) => !account.is_more_coming(),
+        };
+        let placement = account.state().place(&account.policy.cluster, Instant::now());
+        let is_full = placement.attach.values().any(|groups| groups.len() >= SOURCES_PER_CALL);
+        if is_over || is_full || began.elapsed() >= GATHER.1 {
+            return;
+        }
     }
 }
 
