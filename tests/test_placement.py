@@ -296,6 +296,27 @@ def test_an_instance_refresh(cluster, account, weir):
     assert registered(account, arn) == set(account.names["instances"])
 
 
+def test_a_group_that_adds_nothing_to_load_balancers(cluster, account, weir):
+    """The process AddToLoadBalancer is suspended: who joins is registered by weir, once, and leaves by itself."""
+    workers = {"AutoScalingGroupName": "workers"}
+    account.autoscaling.suspend_processes(**workers, ScalingProcesses=["AddToLoadBalancer"])
+    weir()
+    cluster.expose("order")
+    cluster.wait_hostname("order")
+    arn = single(account)
+    targets_are(account, arn, account.names["instances"])
+    quiet(account, 4)
+    members = account.workers.scale("workers", 4)
+    nodes_follow(cluster, account)
+    targets_are(account, arn, members)
+    mark = quiet(account, 4)
+    # The drift checks that read the targets find nothing to do.
+    holds(lambda: writes(account, since=mark), [], 7)
+    members = account.workers.scale("workers", 2)
+    nodes_follow(cluster, account)
+    targets_are(account, arn, members)
+
+
 # --- what others do
 
 

@@ -78,6 +78,8 @@ pub struct State {
     pub facts: Option<Facts>,
     /// Why the network could not be read.
     pub network_problem: Option<String>,
+    /// When it was read, or that was tried.
+    pub network_read: Option<Instant>,
     /// Nodes by name.
     pub workers: BTreeMap<String, Worker>,
     /// Networks of instances.
@@ -374,8 +376,12 @@ impl State {
             let Ok(instance) = &worker.instance else { continue };
             strangers.remove(instance);
             let asg = membership_of(&scene, worker, instance).flatten();
-            let attached =
-                asg.and_then(|name| self.observed.asgs.get(&name)).is_some_and(|asg| asg.sources.contains_key(arn));
+            let asg = asg.and_then(|name| self.observed.asgs.get(&name));
+            let attached = asg.is_some_and(|asg| asg.sources.contains_key(arn));
+            if listed.contains(instance) && asg.is_some_and(|asg| asg.add_suspended) {
+                targets.direct.insert(instance.clone());
+                continue;
+            }
             match (attached, listed.contains(instance)) {
                 (true, false) => {
                     targets.expelled.insert(instance.clone());

@@ -53,7 +53,11 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, D
     let again = account.state().merge(fresh, began, Instant::now());
     account.placement.notify_one();
     let network = refresh_network(account).await;
-    account.state().network_problem = network.as_ref().err().map(ToString::to_string);
+    {
+        let mut state = account.state();
+        state.network_problem = network.as_ref().err().map(ToString::to_string);
+        state.network_read = Some(Instant::now());
+    }
     network.map(|()| again)
 }
 

@@ -21,7 +21,7 @@ use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
 use crate::cluster::service::{set_finalizer, set_hostname};
 use crate::metrics::{Metrics, Reconciled};
-use crate::model::annotation::{Annotations, Problem};
+use crate::model::annotation::{self, Annotations, Problem};
 use crate::model::name;
 use crate::model::ownership::{Role, cluster_tags};
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse};
@@ -146,9 +146,14 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
             Ok(decided) => decided,
             Err(Refusal::Service(problems)) => return Ok(refuse(service, context, &problems).await),
             Err(Refusal::Network(sentence)) => {
+                let retry = NETWORK_RETRY.min(context.longest_wait);
                 context.reporter.tell(service, Kind::Warning, report::NETWORK, &sentence).await;
-                context.account.recheck.notify_one();
-                return Ok(Ending::Refused(Some(NETWORK_RETRY.min(context.longest_wait))));
+                let read = context.account.state().network_read;
+                // A check has every Service looked at again: one that has just been made must not ring for the next.
+                if read.is_none_or(|read| read.elapsed() >= retry) {
+                    context.account.recheck.notify_one();
+                }
+                return Ok(Ending::Refused(Some(retry)));
             }
         };
         // Only now that the Service is known to be good: a refused one leaves no trace.
@@ -158,6 +163,7 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
         }
         let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
         let _coming = makes_groups.then(|| context.account.announce());
+        tell_removed_listeners(service, context, &plan).await;
         let done = match carry_out(context, &plan, &mut failures).await {
             Ok(done) => done,
             Err(error) => return Ok(Ending::Failed(error)),
@@ -203,6 +209,21 @@ async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> R
         }
     }
     Ok(done)
+}
+
+/// A listener may have been made by hand: whoever did that must learn where it went.
+async fn tell_removed_listeners(service: &Service, context: &Context, plan: &Plan) {
+    for step in &plan.steps {
+        let Step::DeleteListener { balancer, port, .. } = step else { continue };
+        let arn = {
+            let state = context.account.state();
+            let listeners = state.observed.balancers.get(balancer).and_then(|balancer| balancer.listeners.as_ref());
+            listeners.and_then(|listeners| listeners.get(port)).map(|listener| listener.arn.to_string())
+        };
+        let arn = arn.unwrap_or_default();
+        let note = format!("removing listener {port} of load balancer {balancer} ({arn}): the Service does not ask for it");
+        context.reporter.tell(service, Kind::Normal, report::LISTENER_REMOVED, &note).await;
+    }
 }
 
 /// A choice between several security groups of the nodes is worth a word.
@@ -298,7 +319,11 @@ async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> E
     context.account.state().keep_serving(&context.account.policy.cluster, &uid);
     context.account.placement.notify_one();
     let sentences: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    context.reporter.tell(service, Kind::Warning, report::INVALID, &sentences.join("; ")).await;
+    let is_new = context.reporter.tell(service, Kind::Warning, report::INVALID, &sentences.join("; ")).await;
+    if is_new && problems.iter().any(|problem| problem.field == annotation::SUBNETS) {
+        // It may name a subnet that was made after the network was read.
+        context.account.recheck.notify_one();
+    }
     Ending::Refused(None)
 }
 

@@ -23,6 +23,8 @@ pub const INVALID: &str = "InvalidConfiguration";
 pub const IGNORED: &str = "ConfigurationIgnored";
 /// No subnet can be used, or the VPC is not known.
 pub const NETWORK: &str = "NetworkNotUsable";
+/// A listener that the Service does not ask for is taken away.
+pub const LISTENER_REMOVED: &str = "ListenerRemoved";
 /// Nodes carry several security groups that could take the rules.
 pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
 /// AWS could not set the load balancer up.
@@ -42,16 +44,18 @@ impl Reporter {
         Self { events, services, nodes, said: Mutex::default() }
     }
 
-    /// Says something about a Service, unless it was the last thing said for this reason.
-    pub async fn tell(&self, service: &Service, kind: Kind, reason: &str, note: &str) {
+    /// Says something about a Service, unless it was the last thing said for this reason. Returns whether it was new.
+    pub async fn tell(&self, service: &Service, kind: Kind, reason: &str, note: &str) -> bool {
         let owner = owner_of(service);
-        if self.is_new(&owner.uid, reason, note) {
+        let is_new = self.is_new(&owner.uid, reason, note);
+        if is_new {
             match kind {
                 Kind::Normal => tracing::info!(service = %owner.service, reason, note),
                 Kind::Warning => tracing::warn!(service = %owner.service, reason, note),
             }
             self.publish(&service.object_ref(&()), kind, reason, note).await;
         }
+        is_new
     }
 
     /// Warns about a Service that is known by its owner's tags only.

@@ -109,7 +109,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
 
     let (drifted, drifts) = unbounded_channel();
     tasks.spawn(follow_nodes(Arc::clone(&account), nodes, node_changes));
-    tasks.spawn(targets::run(Arc::clone(&account), reporter));
+    tasks.spawn(targets::run(Arc::clone(&account), reporter, settings.retry_max_interval));
     tasks.spawn(watch_provisioning(Arc::clone(&account)));
     tasks.spawn(check_drift(Arc::clone(&context), rotation, settings.drift_interval, drifted));
 

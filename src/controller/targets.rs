@@ -31,31 +31,34 @@ const UNFIT_PATIENCE: Duration = Duration::from_mins(2);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What failed, and when to try again.
-#[derive(Debug, Default)]
-struct Backoff(BTreeMap<String, (Instant, u32)>);
+#[derive(Debug)]
+struct Backoff {
+    failed: BTreeMap<String, (Instant, u32)>,
+    longest: Duration,
+}
 
 impl Backoff {
     fn is_due(&self, key: &str, now: Instant) -> bool {
-        self.0.get(key).is_none_or(|(until, _)| *until <= now)
+        self.failed.get(key).is_none_or(|(until, _)| *until <= now)
     }
 
     /// Puts a key off and returns how often it has failed.
     fn put_off(&mut self, key: &str, error: &AwsError, now: Instant) -> u32 {
         let (first, longest) = error.delays();
-        let entry = self.0.entry(key.to_owned()).or_insert((now, 0));
+        let entry = self.failed.entry(key.to_owned()).or_insert((now, 0));
         entry.1 += 1;
-        entry.0 = now + longest.min(first * 2u32.saturating_pow(entry.1 - 1));
+        entry.0 = now + longest.min(self.longest).min(first * 2u32.saturating_pow(entry.1 - 1));
         entry.1
     }
 
     fn forget(&mut self, key: &str) {
-        self.0.remove(key);
+        self.failed.remove(key);
     }
 }
 
-/// Runs until the process ends.
-pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>) {
-    let mut backoff = Backoff::default();
+/// Runs until the process ends. No failure is waited after for more than `longest`.
+pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>, longest: Duration) {
+    let mut backoff = Backoff { failed: BTreeMap::new(), longest };
     let mut look = LOOK.0;
     let mut looked = Instant::now();
     loop {
