@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::desired::Policy;
 use super::facts::{Facts, NodeGroups, choose_node_group};
-use super::observed::{Asg, Balancer, Intent, Observed, Outcome};
+use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
 use super::plan::Step;
 use crate::aws::Aws;
@@ -271,6 +271,7 @@ impl State {
         );
         merge_map(&mut observed.asgs, fresh.asgs, AsgName::as_str, is_newer, &mut |_| true, keep_states);
         observed.foreign_balancers = fresh.foreign_balancers;
+        observed.listed = fresh.listed;
         *missed = once;
         let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
         self.targets.retain(|arn, _| lives.contains(arn));
@@ -323,10 +324,47 @@ impl State {
                 self.stripped.entry((name.clone(), arn.clone())).or_default().push(now);
             }
         }
+        let asgs = &self.observed.asgs;
+        let detached = asgs.iter().filter_map(|(name, asg)| Some((asg, fresh.asgs.get(name)?)));
+        for (asg, seen) in detached {
+            for arn in asg.sources.keys().filter(|arn| !seen.sources.contains_key(*arn)) {
+                if let Some(targets) = self.targets.get_mut(arn) {
+                    // Its instances left with it, whoever registered them.
+                    targets.known = false;
+                    targets.direct.retain(|instance| !asg.instances.contains(instance));
+                }
+            }
+        }
         self.stripped.retain(|_, times| {
             times.retain(|time| now - *time < STRIPPED.1);
             !times.is_empty()
         });
+    }
+
+    /// Takes note of attachments about to be made, before the call: a plan made meanwhile must not delete what is being
+    /// attached. Leaves out what is no longer to be served.
+    pub fn begin_attach(&mut self, asg: &AsgName, batch: &[TargetGroupArn]) -> Vec<TargetGroupArn> {
+        let wanted =
+            |arn: &&TargetGroupArn| self.observed.target_group(arn).is_some_and(|group| group.intent == Intent::Serve);
+        let wanted: Vec<_> = batch.iter().filter(wanted).cloned().collect();
+        self.touch(asg.as_str());
+        if let Some(known) = self.observed.asgs.get_mut(asg) {
+            known.sources.extend(wanted.iter().map(|arn| (arn.clone(), SourceState::Adding)));
+        }
+        wanted
+    }
+
+    /// Takes note of how that call ended.
+    pub fn end_attach(&mut self, asg: &AsgName, batch: &[TargetGroupArn], succeeded: bool) {
+        self.touch(asg.as_str());
+        let members = self.observed.asgs.get(asg).map(|asg| asg.instances.clone()).unwrap_or_default();
+        for arn in batch {
+            if succeeded {
+                self.targets.entry(arn.clone()).or_default().expelled.retain(|instance| !members.contains(instance));
+            } else if let Some(known) = self.observed.asgs.get_mut(asg) {
+                known.sources.remove(arn);
+            }
+        }
     }
 
     /// Attachments that somebody else takes away again and again.
@@ -377,16 +415,17 @@ impl State {
             strangers.remove(instance);
             let asg = membership_of(&scene, worker, instance).flatten();
             let asg = asg.and_then(|name| self.observed.asgs.get(&name));
-            let attached = asg.is_some_and(|asg| asg.sources.contains_key(arn));
+            let attachment = asg.and_then(|asg| asg.sources.get(arn)).copied();
             if listed.contains(instance) && asg.is_some_and(|asg| asg.add_suspended) {
                 targets.direct.insert(instance.clone());
                 continue;
             }
-            match (attached, listed.contains(instance)) {
-                (true, false) => {
+            match (attachment, listed.contains(instance)) {
+                // While it is being attached, what is missing may still come.
+                (Some(SourceState::Added), false) => {
                     targets.expelled.insert(instance.clone());
                 }
-                (false, true) => {
+                (None, true) => {
                     targets.direct.insert(instance.clone());
                 }
                 _ => {}
@@ -430,13 +469,18 @@ impl State {
 
     /// Target membership never waits for a configuration to be put right: groups that nobody has planned since the
     /// start are served as they are.
-    pub fn keep_serving(&mut self, cluster: &str, uid: &str) {
+    ///
+    /// Returns whether that changed anything.
+    pub fn keep_serving(&mut self, cluster: &str, uid: &str) -> bool {
+        let mut changed = false;
         for group in self.observed.target_groups.values_mut() {
             let is_theirs = ownership::owner(cluster, &group.tags).is_some_and(|owner| owner.uid == uid);
             if is_theirs && group.intent == Intent::Undecided {
                 group.intent = Intent::Serve;
+                changed = true;
             }
         }
+        changed
     }
 
     /// Load balancers that AWS is setting up.
