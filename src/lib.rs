@@ -14,7 +14,15 @@
 
 #![forbid(unsafe_code)]
 #![warn(clippy::pedantic, clippy::unwrap_used, clippy::panic)]
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::panic,
+        clippy::needless_pass_by_value,
+        reason = "a test that panics has failed, as it should, and json! is read best in place"
+    )
+)]
 #![allow(clippy::must_use_candidate, reason = "noise in a binary's own library")]
 #![allow(clippy::doc_markdown, reason = "names of AWS operations and Kubernetes kinds read as prose")]
 #![allow(clippy::similar_names, reason = "asg and arn, uid and id are the field's words")]

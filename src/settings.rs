@@ -158,7 +158,7 @@ mod tests {
         for bad in ["", "1", "2-1", "0-5", "a-b", "1-70000"] {
             assert!(port_range(bad).is_err(), "{bad}");
         }
-        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration("5m"), Ok(Duration::from_mins(5)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         for bad in ["", "0s", "-1s", "5", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");

@@ -124,9 +124,10 @@ impl AwsError {
         E: std::error::Error + ProvideErrorMetadata + 'static,
     {
         let (code, message) = match error.as_service_error() {
-            Some(service) => {
-                (service.code().unwrap_or("Unknown").to_owned(), service.message().unwrap_or_default().to_owned())
-            }
+            Some(service) => (
+                service.code().unwrap_or("Unknown").to_owned(),
+                shorten(service.message().unwrap_or_default()).to_owned(),
+            ),
             None => ("NoAnswer".to_owned(), DisplayErrorContext(error).to_string()),
         };
         let status = error.raw_response().map_or(0, |response| response.status().as_u16());
@@ -138,6 +139,11 @@ impl AwsError {
         let (code, message) = ("IncompleteAnswer".to_owned(), "the answer lacks the resource".to_owned());
         Self { action, resource: resource.into(), class: Class::Transient, code, message }
     }
+}
+
+/// EC2 adds a text to a denial that is another one each time, and can be read by AWS's own tools only.
+fn shorten(message: &str) -> &str {
+    message.split("Encoded authorization failure message").next().unwrap_or_default().trim_end()
 }
 
 /// The class of a code. `status` is the HTTP status, 0 where there was no answer.

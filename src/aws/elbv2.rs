@@ -35,20 +35,27 @@ pub struct Registration {
 }
 
 impl Aws {
-    /// All Network Load Balancers of the account in this Region, without tags and listeners.
+    /// All Network Load Balancers of the account in this Region, without tags and listeners, and the names that load
+    /// balancers of other types hold.
     ///
     /// # Errors
     /// As of DescribeLoadBalancers.
-    pub async fn describe_balancers(&self) -> Result<Vec<Balancer>, AwsError> {
-        let mut found = vec![];
+    pub async fn describe_balancers(&self) -> Result<(Vec<Balancer>, BTreeMap<String, LoadBalancerArn>), AwsError> {
+        let (mut found, mut others) = (vec![], BTreeMap::new());
         let mut marker = None;
         loop {
             let request = self.elb.describe_load_balancers().page_size(PAGE).set_marker(marker);
             let page = call!(self.read, "elasticloadbalancing:DescribeLoadBalancers", "*", request)?;
-            found.extend(page.load_balancers().iter().filter_map(balancer));
+            for shown in page.load_balancers() {
+                match (balancer(shown), shown.load_balancer_name(), shown.load_balancer_arn()) {
+                    (Some(balancer), ..) => found.push(balancer),
+                    (None, Some(name), Some(arn)) => drop(others.insert(name.to_owned(), arn.into())),
+                    _ => {}
+                }
+            }
             marker = page.next_marker.filter(|marker| !marker.is_empty());
             if marker.is_none() {
-                return Ok(found);
+                return Ok((found, others));
             }
         }
     }
@@ -67,7 +74,7 @@ impl Aws {
                 Ok(page) => found.extend(page.load_balancers().iter().filter_map(balancer)),
                 // One that is gone fails the whole call; a full listing tells which.
                 Err(error) if error.class == Class::Missing => {
-                    let all = self.describe_balancers().await?;
+                    let (all, _) = self.describe_balancers().await?;
                     found.extend(all.into_iter().filter(|balancer| chunk.contains(&balancer.arn)));
                 }
                 Err(error) => return Err(error),

@@ -9,12 +9,14 @@ use crate::model::service::{FINALIZER, owner_of};
 
 /// Sets or removes our finalizer, leaving those of others. Refused by the API server if the Service changed meanwhile.
 ///
+/// Returns whether the Service is still there.
+///
 /// # Errors
-/// As of the API server; a Service that is gone is no error.
-pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: bool) -> kube::Result<()> {
+/// As of the API server.
+pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: bool) -> kube::Result<bool> {
     let present = service.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     if present == wanted {
-        return Ok(());
+        return Ok(true);
     }
     let mut finalizers: Vec<_> =
         service.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
@@ -27,8 +29,8 @@ pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: boo
     }});
     let written = api(client, service).patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
     match written {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        other => other.map(drop),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        other => other.map(|_| true),
     }
 }
 

@@ -437,6 +437,17 @@ impl State {
         self.targets.insert(arn.clone(), targets);
     }
 
+    /// Takes note of instances that were deregistered. Where an attachment is still under way it may put them in again,
+    /// so that they count as taken out only where it is complete.
+    pub fn record_deregistered(&mut self, arn: &TargetGroupArn, instances: &BTreeSet<InstanceId>) {
+        let complete = self.observed.asgs.values().filter(|asg| asg.sources.get(arn) == Some(&SourceState::Added));
+        let held: BTreeSet<_> = complete.flat_map(|asg| asg.instances.intersection(instances)).cloned().collect();
+        let Targets { direct, expelled, strangers, .. } = self.targets.entry(arn.clone()).or_default();
+        direct.retain(|instance| !instances.contains(instance));
+        strangers.retain(|instance| !instances.contains(instance));
+        expelled.extend(held);
+    }
+
     /// Takes note of an instance that AWS did not take.
     pub fn record_unfit(&mut self, instance: InstanceId, words: String, now: Instant) {
         let entry =

@@ -161,10 +161,11 @@ async fn delete_group(account: &Account, id: &SecurityGroupId) -> Result<(), Ste
             return Ok(account.aws.delete_group(id).await?);
         }
     }
+    // Only words: a read that is denied must not hide the refusal itself.
+    let interfaces = account.aws.describe_interfaces_of(id).await.unwrap_or_default();
     let mut blockers: Vec<_> =
         others.iter().map(|reference| format!("the rule {} of {}", reference.rule, reference.group)).collect();
-    blockers
-        .extend(account.aws.describe_interfaces_of(id).await?.iter().map(|text| format!("network interface {text}")));
+    blockers.extend(interfaces.iter().map(|text| format!("network interface {text}")));
     let still = if blockers.is_empty() { "something".to_owned() } else { blockers.join(", ") };
     Err(AwsError { message: format!("{still} still uses it"), ..refusal }.into())
 }

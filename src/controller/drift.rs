@@ -28,9 +28,9 @@ pub struct Rotation {
     target_group: Option<TargetGroupArn>,
 }
 
-/// What a check could not find out.
+/// Why the network could not be read.
 #[derive(Debug, thiserror::Error)]
-pub enum DriftError {
+enum NetworkError {
     /// AWS refused a read.
     #[error(transparent)]
     Aws(#[from] AwsError),
@@ -42,36 +42,47 @@ pub enum DriftError {
 /// One check. Returns whether another should follow soon, because something was missed for the first time.
 ///
 /// # Errors
-/// What could not be read; the view is then as it was, or newer in parts.
-pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, DriftError> {
+/// What could not be read; the view is then as it was. A network that cannot be read is no error here: it is told to
+/// the Services that need it.
+pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, AwsError> {
     // Targets before groups: an instance in neither must not be one that was launched in between.
-    if let Err(error) = rotate_targets(account, rotation).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets");
-    }
+    let listings = read_targets(account, rotation).await;
     let began = account.state().now();
     let fresh = read(account, rotation).await?;
-    let again = account.state().merge(fresh, began, Instant::now());
-    account.placement.notify_one();
+    let again = {
+        let mut state = account.state();
+        let again = state.merge(fresh, began, Instant::now());
+        for (arn, listed) in listings.iter().filter(|_| state.now() == began).collect::<Vec<_>>() {
+            state.record_targets(&account.policy.cluster, arn, listed, true);
+        }
+        again
+    };
     let network = refresh_network(account).await;
+    if let Err(error) = &network {
+        tracing::warn!(error = error as &dyn std::error::Error, "cannot read the network");
+    }
     {
         let mut state = account.state();
-        state.network_problem = network.as_ref().err().map(ToString::to_string);
         state.network_read = Some(Instant::now());
+        state.network_problem = network.err().map(|error| error.to_string());
     }
-    network.map(|()| again)
+    account.placement.notify_one();
+    Ok(again)
 }
 
-async fn rotate_targets(account: &Account, rotation: &mut Rotation) -> Result<(), AwsError> {
+/// Targets of the target groups whose turn it is. What cannot be read comes with a later turn.
+async fn read_targets(account: &Account, rotation: &mut Rotation) -> BTreeMap<TargetGroupArn, BTreeSet<InstanceId>> {
     let groups: BTreeSet<_> = account.state().observed.target_groups.values().map(|group| group.arn.clone()).collect();
+    let mut listings = BTreeMap::new();
     for arn in next(&groups, &mut rotation.target_group) {
         match account.aws.describe_targets(&arn).await {
-            Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, &listed, true),
+            Ok(listed) => drop(listings.insert(arn, listed)),
             // Deleted in between; the listing that follows takes note.
             Err(error) if error.class == Class::Missing => {}
-            Err(error) => return Err(error),
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets"),
         }
     }
-    Ok(())
+    listings
 }
 
 /// The next few after where the rotation stands.
@@ -95,7 +106,9 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     let prefix = name::cluster_prefix(cluster);
     let target_groups = aws.describe_target_groups().await?;
     let target_groups: Vec<_> = target_groups.into_iter().filter(|group| group.name.starts_with(&prefix)).collect();
-    let balancers = aws.describe_balancers().await?;
+    fresh.listed = target_groups.iter().map(|group| group.arn.clone()).collect();
+    let (balancers, of_other_types) = aws.describe_balancers().await?;
+    fresh.foreign_balancers = of_other_types;
 
     let now = Instant::now();
     let (foreign, candidates): (Vec<_>, Vec<_>) = {
@@ -185,7 +198,7 @@ async fn read_listeners(
 }
 
 /// Reads the network: subnets, and the security groups of the nodes.
-async fn refresh_network(account: &Account) -> Result<(), DriftError> {
+async fn refresh_network(account: &Account) -> Result<(), NetworkError> {
     let instances: Vec<InstanceId> = {
         let state = account.state();
         state.workers.values().filter_map(|worker| worker.instance.clone().ok()).collect()
@@ -234,7 +247,7 @@ pub async fn learn_networks(
     Ok(())
 }
 
-fn vpc(account: &Account) -> Result<VpcId, DriftError> {
+fn vpc(account: &Account) -> Result<VpcId, NetworkError> {
     if let Some(vpc) = &account.vpc {
         return Ok(vpc.clone());
     }
@@ -244,10 +257,10 @@ fn vpc(account: &Account) -> Result<VpcId, DriftError> {
     match (vpcs.len(), vpcs.into_iter().next(), known) {
         (1, Some(only), _) => Ok(only),
         (0, _, Some(known)) => Ok(known),
-        (0, _, None) if state.workers.is_empty() => Err(DriftError::NoVpc("the cluster has no node".into())),
+        (0, _, None) if state.workers.is_empty() => Err(NetworkError::NoVpc("the cluster has no node".into())),
         (0, _, None) => {
-            Err(DriftError::NoVpc("no node's spec.providerID names an instance of this account and Region".into()))
+            Err(NetworkError::NoVpc("no node's spec.providerID names an instance of this account and Region".into()))
         }
-        _ => Err(DriftError::NoVpc("the nodes are in several VPCs".into())),
+        _ => Err(NetworkError::NoVpc("the nodes are in several VPCs".into())),
     }
 }

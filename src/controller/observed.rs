@@ -23,6 +23,8 @@ pub struct Observed {
     pub balancers: BTreeMap<String, Balancer>,
     /// Names that load balancers of others hold.
     pub foreign_balancers: BTreeMap<String, LoadBalancerArn>,
+    /// Target groups that AWS lists under a name of ours, whatever their tags.
+    pub listed: BTreeSet<TargetGroupArn>,
     /// Target groups of this cluster.
     pub target_groups: BTreeMap<String, TargetGroup>,
     /// Security groups of this cluster.

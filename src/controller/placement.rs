@@ -96,7 +96,7 @@ pub enum Note {
     NoSlot(AsgName),
     /// It terminates instances that target groups report unhealthy.
     ElbHealthCheck(AsgName),
-    /// It refuses attachments during an instance refresh.
+    /// It refuses attachments: during an instance refresh, or for another reason that may last.
     InstanceRefresh(AsgName),
     /// Somebody else detaches the target group again and again.
     Stripped(AsgName),
@@ -132,7 +132,7 @@ impl fmt::Display for Note {
             Self::InstanceRefresh(asg) => {
                 write!(
                     f,
-                    "Auto Scaling group {asg} takes no target group during an instance refresh; {direct} until then"
+                    "Auto Scaling group {asg} takes no target group for now, as during an instance refresh; {direct} until then"
                 )
             }
             Self::Stripped(asg) => write!(
@@ -307,7 +307,8 @@ fn holds_workers(scene: &Scene<'_>, nodes: &[Node<'_>], name: &AsgName, asg: &As
 /// A target group of ours that is gone but still listed: its name tells, since its tags went with it.
 fn is_ghost(scene: &Scene<'_>, arn: &TargetGroupArn) -> bool {
     let named = arn.as_str().split(":targetgroup/").nth(1);
-    named.is_some_and(|rest| rest.starts_with(&name::cluster_prefix(scene.cluster)))
+    !scene.observed.listed.contains(arn)
+        && named.is_some_and(|rest| rest.starts_with(&name::cluster_prefix(scene.cluster)))
 }
 
 /// Plans registrations of one target group.

@@ -225,7 +225,8 @@ pub fn teardown(slice: &Slice<'_>) -> Plan {
     for group in &slice.target_groups {
         plan.remove_target_group(group, slice, RELEASED);
     }
-    if plan.waits.is_empty() {
+    let last_goes = slice.target_groups.iter().all(|group| group.intent == Intent::Release);
+    if last_goes && plan.waits.is_empty() {
         for group in &slice.groups {
             plan.steps.push(Step::DeleteGroup { name: group.name.clone(), because: RELEASED });
         }
@@ -379,7 +380,8 @@ impl Plan {
     /// Release, see it let go everywhere, delete: each in its own round.
     fn remove_target_group(&mut self, group: &TargetGroup, slice: &Slice<'_>, because: &'static str) {
         let name = group.name.clone();
-        if group.intent != Intent::Release {
+        let was_released = group.intent == Intent::Release;
+        if !was_released {
             self.push(Step::Intend { target_group: name.clone(), intent: Intent::Release });
         }
         match slice.attachments.get(group.name.as_str()) {
@@ -387,7 +389,9 @@ impl Plan {
                 let asgs = asgs.iter().copied().cloned().collect();
                 self.waits.push(Wait::Detaching { target_group: name, asgs });
             }
-            _ => self.push(Step::DeleteTargetGroup { name, because }),
+            _ if was_released => self.push(Step::DeleteTargetGroup { name, because }),
+            // By a later plan: an attachment may be under way that this one does not see.
+            _ => {}
         }
     }
 

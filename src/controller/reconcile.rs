@@ -30,6 +30,8 @@ use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse}
 const ROUNDS: usize = 8;
 /// A network that cannot be used is looked at again this often.
 const NETWORK_RETRY: Duration = Duration::from_secs(30);
+/// A write that the API server refuses for another reason than a conflict is tried again this often.
+const REFUSED_WRITE: Duration = Duration::from_secs(15);
 /// Something was lost under our feet: plan again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -97,6 +99,13 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
     }
     let fingerprint = fingerprint(&service);
     if let Some(rest) = remaining_wait(&context, &uid, fingerprint) {
+        // What failed waits; the hostname does not.
+        if is_ours
+            && let Ok(spec) = parse(&service)
+            && let Ok((desired, plan)) = decide(&context, &spec)
+        {
+            publish_hostname(&service, &context, &desired, &plan).await?;
+        }
         return Ok(Action::requeue(rest));
     }
     let ending = if is_ours { serve(&service, &context).await? } else { release(&service, &context).await? };
@@ -123,8 +132,13 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
 
 /// What to do when a reconcile was interrupted: a conflict passes by itself.
 pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Action {
-    tracing::debug!(error = error as &dyn std::error::Error, "interrupted");
-    Action::requeue(AGAIN)
+    match &error.0 {
+        kube::Error::Api(status) if status.code == 409 => Action::requeue(AGAIN),
+        refused => {
+            tracing::warn!(error = refused as &dyn std::error::Error, "the API server refused a write to a Service");
+            Action::requeue(REFUSED_WRITE)
+        }
+    }
 }
 
 async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupted> {
@@ -137,8 +151,12 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
         Ok(spec) => spec,
         Err(problems) => return Ok(refuse(service, context, &problems).await),
     };
+    let uid = service.uid().unwrap_or_default();
+    if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
+        context.account.placement.notify_one();
+    }
     let mut failures = Failures::default();
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         if let Some(error) = ensure_listeners_known(context, &spec).await {
             return Ok(Ending::Failed(error));
         }
@@ -157,10 +175,14 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
             }
         };
         // Only now that the Service is known to be good: a refused one leaves no trace.
-        set_finalizer(&context.client, service, true).await?;
+        if round == 0 && !set_finalizer(&context.client, service, true).await? {
+            return Ok(Ending::Settled);
+        }
         if let Err(error) = ensure_shared(context).await {
             return Ok(Ending::Failed(error));
         }
+        // Before anything is taken away, and whatever else fails.
+        let usable = publish_hostname(service, context, &desired, &plan).await?;
         let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
         let _coming = makes_groups.then(|| context.account.announce());
         tell_removed_listeners(service, context, &plan).await;
@@ -170,7 +192,6 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
         };
         if !done {
             tell_node_groups(service, context).await;
-            let usable = publish_hostname(service, context, &desired).await?;
             return Ok(match failures.first {
                 Some(error) => Ending::Failed(error),
                 None if usable && plan.waits.is_empty() => Ending::Settled,
@@ -221,7 +242,8 @@ async fn tell_removed_listeners(service: &Service, context: &Context, plan: &Pla
             listeners.and_then(|listeners| listeners.get(port)).map(|listener| listener.arn.to_string())
         };
         let arn = arn.unwrap_or_default();
-        let note = format!("removing listener {port} of load balancer {balancer} ({arn}): the Service does not ask for it");
+        let note =
+            format!("removing listener {port} of load balancer {balancer} ({arn}): the Service does not ask for it");
         context.reporter.tell(service, Kind::Normal, report::LISTENER_REMOVED, &note).await;
     }
 }
@@ -229,9 +251,8 @@ async fn tell_removed_listeners(service: &Service, context: &Context, plan: &Pla
 /// A choice between several security groups of the nodes is worth a word.
 async fn tell_node_groups(service: &Service, context: &Context) {
     let facts = context.account.state().facts.clone();
-    for warning in facts.iter().flat_map(|facts| &facts.node_groups.warnings) {
-        context.reporter.tell(service, Kind::Warning, report::NODE_GROUPS, warning).await;
-    }
+    let warnings = facts.map(|facts| facts.node_groups.warnings).unwrap_or_default();
+    context.reporter.tell_all(service, Kind::Warning, report::NODE_GROUPS, &warnings).await;
 }
 
 fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
@@ -252,6 +273,9 @@ fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refu
         }
     }
     let plan = plan(&desired, &state.observed.of(&policy.cluster, &spec.owner.uid));
+    if plan.waits.iter().any(|wait| matches!(wait, Wait::Provisioning { .. })) {
+        account.provisioning.notify_one();
+    }
     let takes_over = |wait: &Wait| matches!(wait, Wait::Targets { .. } | Wait::Replacement { .. });
     if plan.waits.iter().any(takes_over) {
         let served = |name: &String| state.observed.target_groups.get(name).is_some_and(|group| group.served);
@@ -286,7 +310,17 @@ async fn ensure_listeners_known(context: &Context, spec: &ServiceSpec) -> Option
 
 /// Writes the hostname once the load balancer can be used; until then it stays what it is, so that nobody looks up a
 /// name that does not resolve yet and remembers the answer (CAPA#5032). Returns whether it can be used.
-async fn publish_hostname(service: &Service, context: &Context, desired: &Desired) -> Result<bool, Interrupted> {
+async fn publish_hostname(
+    service: &Service,
+    context: &Context,
+    desired: &Desired,
+    plan: &Plan,
+) -> Result<bool, Interrupted> {
+    // One that replaces another comes with all of its listeners and targets.
+    let lacks_listener = plan.steps.iter().any(|step| matches!(step, Step::CreateListener { .. }));
+    if lacks_listener || plan.waits.iter().any(|wait| matches!(wait, Wait::Replacement { .. })) {
+        return Ok(false);
+    }
     let balancer = context.account.state().observed.balancers.get(&desired.balancer.name).cloned();
     let Some(balancer) = balancer else { return Ok(false) };
     match balancer.state {
@@ -316,8 +350,9 @@ async fn tell_waits(service: &Service, context: &Context, waits: &[Wait]) {
 
 async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> Ending {
     let uid = service.uid().unwrap_or_default();
-    context.account.state().keep_serving(&context.account.policy.cluster, &uid);
-    context.account.placement.notify_one();
+    if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
+        context.account.placement.notify_one();
+    }
     let sentences: Vec<_> = problems.iter().map(ToString::to_string).collect();
     let is_new = context.reporter.tell(service, Kind::Warning, report::INVALID, &sentences.join("; ")).await;
     if is_new && problems.iter().any(|problem| problem.field == annotation::SUBNETS) {
@@ -331,7 +366,10 @@ async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> E
 async fn release(service: &Service, context: &Context) -> Result<Ending, Interrupted> {
     let uid = service.uid().unwrap_or_default();
     if service.metadata.deletion_timestamp.is_some() {
-        set_hostname(&context.client, service, None).await?;
+        // Of the last importance: what costs money goes all the same.
+        if let Err(error) = set_hostname(&context.client, service, None).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot clear the hostname");
+        }
     }
     match give_back(context, &uid).await {
         Ok(waits) if waits.is_empty() => {}

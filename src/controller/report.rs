@@ -1,6 +1,6 @@
 //! What people are told: one Event for each transition, not one for each try.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
@@ -35,7 +35,7 @@ pub struct Reporter {
     events: Events,
     services: Store<Service>,
     nodes: Store<Node>,
-    said: Mutex<BTreeMap<(String, String), String>>,
+    said: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
 }
 
 impl Reporter {
@@ -46,35 +46,41 @@ impl Reporter {
 
     /// Says something about a Service, unless it was the last thing said for this reason. Returns whether it was new.
     pub async fn tell(&self, service: &Service, kind: Kind, reason: &str, note: &str) -> bool {
+        self.tell_all(service, kind, reason, &BTreeSet::from([note.to_owned()])).await
+    }
+
+    /// Says all that is to be said about a Service for one reason, but for what was said the last time. Returns whether
+    /// something was new.
+    pub async fn tell_all(&self, service: &Service, kind: Kind, reason: &str, notes: &BTreeSet<String>) -> bool {
         let owner = owner_of(service);
-        let is_new = self.is_new(&owner.uid, reason, note);
-        if is_new {
+        let news = self.news(&owner.uid, reason, notes);
+        for note in &news {
             match kind {
                 Kind::Normal => tracing::info!(service = %owner.service, reason, note),
                 Kind::Warning => tracing::warn!(service = %owner.service, reason, note),
             }
             self.publish(&service.object_ref(&()), kind, reason, note).await;
         }
-        is_new
+        !news.is_empty()
     }
 
     /// Warns about a Service that is known by its owner's tags only.
-    pub async fn warn_owner(&self, owner: &Owner, reason: &str, note: &str) {
+    pub async fn warn_owner(&self, owner: &Owner, reason: &str, notes: &BTreeSet<String>) {
         let reference = ObjectRef::new(&owner.service.name).within(&owner.service.namespace);
         let found = self.services.get(&reference).filter(|service| service.metadata.uid.as_deref() == Some(&owner.uid));
         if let Some(service) = found {
-            self.tell(&service, Kind::Warning, reason, note).await;
+            self.tell_all(&service, Kind::Warning, reason, notes).await;
         } else {
-            tracing::warn!(service = %owner.service, reason, note, "of a Service that is gone");
+            tracing::warn!(service = %owner.service, reason, ?notes, "of a Service that is gone");
         }
     }
 
     /// Warns about a Node.
     pub async fn warn_node(&self, name: &str, reason: &str, note: &str) {
         let Some(node) = self.nodes.get(&ObjectRef::new(name)) else { return };
-        if self.is_new(&format!("node/{name}"), reason, note) {
+        for note in self.news(&format!("node/{name}"), reason, &BTreeSet::from([note.to_owned()])) {
             tracing::warn!(node = name, reason, note);
-            self.publish(&node.object_ref(&()), Kind::Warning, reason, note).await;
+            self.publish(&node.object_ref(&()), Kind::Warning, reason, &note).await;
         }
     }
 
@@ -84,10 +90,10 @@ impl Reporter {
         said.retain(|(object, reason), _| object != uid || !is_over(reason));
     }
 
-    fn is_new(&self, object: &str, reason: &str, note: &str) -> bool {
+    fn news(&self, object: &str, reason: &str, notes: &BTreeSet<String>) -> Vec<String> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = said.insert((object.to_owned(), reason.to_owned()), note.to_owned());
-        before.is_none_or(|before| before != note)
+        let before = said.insert((object.to_owned(), reason.to_owned()), notes.clone()).unwrap_or_default();
+        notes.difference(&before).cloned().collect()
     }
 
     async fn publish(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {

@@ -169,7 +169,12 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
     while changes.changed().await.is_ok() {
         let lacks_network = {
             let mut state = account.state();
-            state.workers = read_workers(&nodes);
+            let workers = read_workers(&nodes);
+            if workers == state.workers {
+                // A heartbeat, most likely.
+                continue;
+            }
+            state.workers = workers;
             state.facts.as_ref().is_none_or(|facts| facts.node_groups.chosen.is_empty())
         };
         account.placement.notify_one();
@@ -237,10 +242,6 @@ async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &Ca
     loop {
         match drift::check(account, rotation).await {
             Ok(_) => return,
-            // Everything but the network is known; Services are told what is missing.
-            Err(error @ drift::DriftError::NoVpc(_)) => {
-                return tracing::warn!(%error, "no load balancer can be made yet");
-            }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, ?delay, "cannot read the account"),
         }
         tokio::select! {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::account::{Account, REFUSAL_LIFETIME, State, StepError};
 use super::drift::learn_networks;
 use super::observed::{Intent, SourceState};
-use super::placement::{Note, Placement, Targets};
+use super::placement::{Note, Placement};
 use super::report::Reporter;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
@@ -154,10 +154,12 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
     let placement = account.state().place(&account.policy.cluster, now);
     if !placement.is_empty() && account.fence().is_ok() {
         if !placement.resolve.is_empty() || !placement.read.is_empty() {
-            find_out(account, &placement, backoff, now).await;
+            find_out(account, reporter, &placement, backoff, now).await;
             account.placement.notify_one();
         }
         register(account, reporter, &placement, backoff, now).await;
+        // What is not registered now must not be detached now.
+        let placement = account.state().place(&account.policy.cluster, now);
         let asgs: BTreeSet<_> = placement.attach.keys().chain(placement.detach.keys()).cloned().collect();
         let due: Vec<_> = asgs.into_iter().filter(|asg| backoff.is_due(asg.as_str(), now)).collect();
         let outcomes = join_all(due.iter().map(|asg| drive(account, &placement, asg))).await;
@@ -171,7 +173,7 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
 }
 
 /// Reads what a decision needs.
-async fn find_out(account: &Account, placement: &Placement, backoff: &mut Backoff, now: Instant) {
+async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
     const MEMBERSHIP: &str = "membership";
     if !placement.resolve.is_empty() && backoff.is_due(MEMBERSHIP, now) {
         let instances: Vec<_> = placement.resolve.iter().cloned().collect();
@@ -205,8 +207,7 @@ async fn find_out(account: &Account, placement: &Placement, backoff: &mut Backof
             Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, &listed, false),
             Err(error) if error.class == Class::Missing => lost(account, &arn),
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets");
-                backoff.put_off(arn.as_str(), &error, now);
+                fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
             }
         }
     }
@@ -220,6 +221,7 @@ fn lost(account: &Account, arn: &TargetGroupArn) {
     state.observed.target_groups.remove(&name);
     state.touch(name);
     drop(state);
+    account.recheck.notify_one();
     account.wake_owner_of(&tags);
 }
 
@@ -276,11 +278,7 @@ async fn deregister(
         }
         match account.aws.deregister(arn, instances).await {
             Ok(()) => {
-                let mut state = account.state();
-                let Targets { direct, expelled, strangers, .. } = state.targets.entry(arn.clone()).or_default();
-                direct.retain(|instance| !instances.contains(instance));
-                strangers.retain(|instance| !instances.contains(instance));
-                expelled.extend(instances.iter().cloned());
+                account.state().record_deregistered(arn, instances);
             }
             Err(error) => {
                 fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
@@ -313,7 +311,9 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Resul
         }
         account.placement.notify_one();
     }
-    let batch: Vec<_> = placement.detach.get(asg).into_iter().flatten().take(room()).cloned().collect();
+    let is_safe = |arn: &&TargetGroupArn| !placement.read.contains(*arn) && !placement.register.contains_key(*arn);
+    let leaving = placement.detach.get(asg).into_iter().flatten().filter(is_safe);
+    let batch: Vec<_> = leaving.take(room()).cloned().collect();
     if !batch.is_empty() {
         account.fence()?;
         tracing::info!(%asg, target_groups = batch.len(), "detaching");
@@ -340,19 +340,15 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Resul
 
 async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> Result<Option<Turn>, StepError> {
     account.fence()?;
+    let batch = &account.state().begin_attach(asg, batch)[..];
+    if batch.is_empty() {
+        return Ok(None);
+    }
     tracing::info!(%asg, target_groups = batch.len(), "attaching");
-    match account.aws.attach(asg, batch).await {
-        Ok(()) => {
-            let mut state = account.state();
-            state.touch(asg.as_str());
-            if let Some(known) = state.observed.asgs.get_mut(asg) {
-                known.sources.extend(batch.iter().map(|arn| (arn.clone(), SourceState::Adding)));
-            }
-            for arn in batch {
-                state.targets.entry(arn.clone()).or_default().expelled.clear();
-            }
-            Ok(None)
-        }
+    let answer = account.aws.attach(asg, batch).await;
+    account.state().end_attach(asg, batch, answer.is_ok());
+    match answer {
+        Ok(()) => Ok(None),
         // One that vanished fails the whole batch (KIA#254): find it, and attach the others.
         Err(error) if error.message.contains("may not be valid") && batch.len() > 1 => {
             for arn in batch {
@@ -374,6 +370,10 @@ async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> R
         Err(error) => {
             // Others attach too: the number of free slots may be an old one.
             account.recheck.notify_one();
+            if matches!(error.class, Class::Denied | Class::Invalid | Class::Quota) {
+                // It may last: the nodes must not stay without traffic meanwhile.
+                account.state().refusing.insert(asg.clone(), Instant::now() + error.delays().0);
+            }
             Ok(Some(Turn::Failed(batch.iter().cloned().collect(), error)))
         }
     }
@@ -408,7 +408,7 @@ async fn fail(
     tracing::warn!(failures, error = error as &dyn std::error::Error, "targets not changed");
     if error.is_worth_an_event(failures) {
         for owner in owners(account, groups) {
-            reporter.warn_owner(&owner, error.class.reason(), &error.to_string()).await;
+            reporter.warn_owner(&owner, error.class.reason(), &BTreeSet::from([error.to_string()])).await;
         }
     }
 }
@@ -473,8 +473,12 @@ async fn tell(account: &Account, reporter: &Reporter) {
         (notes, nodes)
     };
     for (owner, said) in notes {
-        for note in said {
-            reporter.warn_owner(&owner, note.reason(), &note.to_string()).await;
+        let mut by_reason: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for note in &said {
+            by_reason.entry(note.reason()).or_default().insert(note.to_string());
+        }
+        for (reason, notes) in by_reason {
+            reporter.warn_owner(&owner, reason, &notes).await;
         }
     }
     for (name, reason, sentence) in nodes {
