@@ -9,7 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from sandbox.view import nothing, until_equal, view
+import pytest
+
+from sandbox.view import nodes_follow, nothing, until_equal, view
 
 #: No drift check of the weir that is killed: only calls that the change itself costs are counted.
 PATIENT = "--drift-interval=10m"
@@ -19,6 +21,14 @@ BUSY = "--drift-interval=1s"
 QUIET = 1.5
 #: More calls than any of these changes may cost.
 FEW = 40
+
+
+@pytest.fixture
+def everyone(cluster, account) -> list[str]:
+    """The workers of the Auto Scaling group, and an instance without one, so that both ways of getting targets occur."""
+    lone = account.workers.launch_instance(account.names["subnets"][0], account.names["node_security_group"])
+    nodes_follow(cluster, account)
+    return sorted([*account.names["instances"], lone])
 
 
 def ports(node_port: int) -> list[dict[str, object]]:
@@ -60,12 +70,12 @@ def stalls(account, since: int) -> bool:
     raise TimeoutError("the calls did not end")
 
 
-def test_killed_at_every_call_of_a_create(cluster, account, weir):
+def test_killed_at_every_call_of_a_create(cluster, account, weir, everyone):
     """D7: the next run finds what the killed one made, by name and tag, and makes nothing twice."""
     first = weir(BUSY)
     cluster.expose("order", ports=ports(30080))
     cluster.wait_hostname("order")
-    until_equal(lambda: view(account)["target groups"][0][2], account.names["instances"])
+    until_equal(lambda: view(account)["target groups"][0][2], everyone)
     wanted = view(account)
     assert len(wanted["balancers"]) == len(wanted["target groups"]) == len(wanted["listeners"]) == 1
     assert [state for _, state in wanted["attached"]["workers"]] == ["Added"]
@@ -82,14 +92,14 @@ def test_killed_at_every_call_of_a_create(cluster, account, weir):
         successor.stop()
 
 
-def test_killed_at_every_call_of_a_delete(cluster, account, weir):
+def test_killed_at_every_call_of_a_delete(cluster, account, weir, everyone):
     """D7, R11: nothing is left, and no Auto Scaling group holds a target group that is gone."""
 
     def created() -> None:
         with_weir = weir(BUSY)
         cluster.expose("order", ports=ports(30080))
         cluster.wait_hostname("order")
-        until_equal(lambda: view(account)["target groups"][0][2], account.names["instances"])
+        until_equal(lambda: view(account)["target groups"][0][2], everyone)
         with_weir.stop()
 
     created()
@@ -101,7 +111,7 @@ def test_killed_at_every_call_of_a_delete(cluster, account, weir):
         created()
 
 
-def test_killed_at_every_call_of_a_node_port_change(cluster, account, weir):
+def test_killed_at_every_call_of_a_node_port_change(cluster, account, weir, everyone):
     """R37: the new target group takes over, the old one goes, the listener and the hostname stay."""
     node_ports = [30080, 30081]
     wanted = {}
@@ -111,7 +121,7 @@ def test_killed_at_every_call_of_a_node_port_change(cluster, account, weir):
     for node_port in node_ports:
         cluster.patch("order", {"spec": {"ports": ports(node_port)}})
         until_equal(lambda port=node_port: [group[1:] for group in view(account)["target groups"]],
-                    [(node_port, account.names["instances"])])  # fmt: skip
+                    [(node_port, everyone)])  # fmt: skip
         until_equal(lambda: [len(view(account)[key]) for key in ("balancers", "listeners")], [1, 1])
         wanted[node_port] = view(account)
     first.stop()
