@@ -162,7 +162,7 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
         let placement = account.state().place(&account.policy.cluster, now);
         let asgs: BTreeSet<_> = placement.attach.keys().chain(placement.detach.keys()).cloned().collect();
         let due: Vec<_> = asgs.into_iter().filter(|asg| backoff.is_due(asg.as_str(), now)).collect();
-        let outcomes = join_all(due.iter().map(|asg| drive(account, &placement, asg))).await;
+        let outcomes = join_all(due.iter().map(|asg| drive(account, &placement, asg, backoff.longest))).await;
         for (asg, outcome) in due.iter().zip(outcomes) {
             settle(account, reporter, backoff, asg, outcome, now).await;
         }
@@ -296,7 +296,7 @@ enum Turn {
 
 /// One batch of attachments and one of detachments. Ten a call and about ten under way in a group at a time are what
 /// Auto Scaling takes (terraform-provider-aws#11301).
-async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Result<Turn, StepError> {
+async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest: Duration) -> Result<Turn, StepError> {
     let room = || {
         let state = account.state();
         let sources = state.observed.asgs.get(asg).map(|asg| &asg.sources);
@@ -306,7 +306,7 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Resul
     };
     let batch: Vec<_> = placement.attach.get(asg).into_iter().flatten().take(room()).cloned().collect();
     if !batch.is_empty() {
-        if let Some(failed) = attach(account, asg, &batch).await? {
+        if let Some(failed) = attach(account, asg, &batch, longest).await? {
             return Ok(failed);
         }
         account.placement.notify_one();
@@ -338,7 +338,12 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName) -> Resul
     Ok(Turn::Fine)
 }
 
-async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> Result<Option<Turn>, StepError> {
+async fn attach(
+    account: &Account,
+    asg: &AsgName,
+    batch: &[TargetGroupArn],
+    longest: Duration,
+) -> Result<Option<Turn>, StepError> {
     account.fence()?;
     let batch = &account.state().begin_attach(asg, batch)[..];
     if batch.is_empty() {
@@ -352,7 +357,7 @@ async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> R
         // One that vanished fails the whole batch (KIA#254): find it, and attach the others.
         Err(error) if error.message.contains("may not be valid") && batch.len() > 1 => {
             for arn in batch {
-                Box::pin(attach(account, asg, std::slice::from_ref(arn))).await?;
+                Box::pin(attach(account, asg, std::slice::from_ref(arn), longest)).await?;
             }
             Ok(None)
         }
@@ -372,7 +377,7 @@ async fn attach(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> R
             account.recheck.notify_one();
             if matches!(error.class, Class::Denied | Class::Invalid | Class::Quota) {
                 // It may last: the nodes must not stay without traffic meanwhile.
-                account.state().refusing.insert(asg.clone(), Instant::now() + error.delays().0);
+                account.state().refusing.insert(asg.clone(), Instant::now() + error.delays().0.min(longest));
             }
             Ok(Some(Turn::Failed(batch.iter().cloned().collect(), error)))
         }
