@@ -463,6 +463,21 @@ impl State {
         self.foreign.get(arn).is_some_and(|since| now - *since < FOREIGN_TAGS_LIFETIME)
     }
 
+    /// Whether some node may need rules in a security group that no node before it had: it is in no Auto Scaling group,
+    /// or the first of its group, and its network has not been read. Others are set up as their siblings are.
+    pub fn lacks_networks(&self, cluster: &str) -> bool {
+        let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
+        let scene = self.scene(cluster, &refusing, &unfit);
+        let nodes = self.workers.values().filter(|worker| worker.eligible);
+        let nodes = nodes.filter_map(|worker| {
+            let instance = worker.instance.as_ref().ok()?;
+            Some((self.instances.contains_key(instance), membership_of(&scene, worker, instance)?))
+        });
+        let (read, unread): (Vec<_>, Vec<_>) = nodes.partition(|(is_read, _)| *is_read);
+        let groups: BTreeSet<_> = read.into_iter().filter_map(|(_, asg)| asg).collect();
+        unread.into_iter().any(|(_, asg)| asg.is_none_or(|asg| !groups.contains(&asg)))
+    }
+
     /// One security group for each way the nodes are set up.
     pub fn node_groups(&self, cluster: &str) -> NodeGroups {
         let mut groups = NodeGroups::default();

@@ -175,7 +175,7 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
                 continue;
             }
             state.workers = workers;
-            state.facts.as_ref().is_none_or(|facts| facts.node_groups.chosen.is_empty())
+            state.facts.is_none() || state.lacks_networks(&account.policy.cluster)
         };
         account.placement.notify_one();
         if lacks_network {
