@@ -110,7 +110,7 @@ impl Note {
         match self {
             Self::NoSlot(_) => "AutoScalingGroupFull",
             Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
-            Self::InstanceRefresh(_) => "AutoScalingGroupRefreshing",
+            Self::InstanceRefresh(_) => "AutoScalingGroupRefuses",
             Self::Stripped(_) => "AttachmentRemovedByOthers",
             Self::NoNode => "NoTargetNode",
         }
