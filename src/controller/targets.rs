@@ -168,8 +168,8 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
         }
         deregister(account, reporter, &placement, backoff, now).await;
     }
-    mark_served(account);
-    tell(account, reporter).await;
+    let placement = mark_served(account);
+    tell(account, reporter, &placement).await;
 }
 
 /// Reads what a decision needs.
@@ -424,8 +424,8 @@ fn owners(account: &Account, groups: &BTreeSet<TargetGroupArn>) -> BTreeSet<owne
     tags.filter_map(|tags| ownership::owner(&account.policy.cluster, tags)).collect()
 }
 
-/// Marks the target groups for which everything is done, and wakes those that waited for it.
-fn mark_served(account: &Account) {
+/// Marks the target groups for which everything is done, and wakes those that waited for it. Returns what is left to do.
+fn mark_served(account: &Account) -> Placement {
     let mut state = account.state();
     let placement = state.place(&account.policy.cluster, Instant::now());
     let State { observed, awaited, .. } = &mut *state;
@@ -442,13 +442,13 @@ fn mark_served(account: &Account) {
     awaited.retain(|name| observed.target_groups.contains_key(name));
     drop(state);
     account.wake_owners(&woken);
+    placement
 }
 
 /// Events about placement: on Services, and on Nodes that cannot be targets.
-async fn tell(account: &Account, reporter: &Reporter) {
+async fn tell(account: &Account, reporter: &Reporter, placement: &Placement) {
     let (notes, nodes) = {
         let state = account.state();
-        let placement = state.place(&account.policy.cluster, Instant::now());
         let mut notes: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut said_of = placement.notes.clone();
         for (asg, arn) in state.stripped_repeatedly() {
