@@ -1,0 +1,173 @@
+//! Services and EndpointSlices, as the watches tell of them → what each Service needs. Pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use k8s_openapi::api::{core, discovery};
+
+use super::endpoint::{Choice, Slice, choose, count_local};
+use super::programme::{PortName, Rank};
+use super::ruleset::{Contribution, Facts, Order, contribute, port_id};
+use super::service::{Mode, Port, Service, key};
+use crate::model::id::ServiceKey;
+use crate::netfilter::Family;
+
+/// What the API server has told so far.
+#[derive(Debug)]
+pub struct Index {
+    node: String,
+    mode: Mode,
+    external_ips: bool,
+    services: HashMap<ServiceKey, Service>,
+    slices: HashMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// To which Service a slice belonged when it was seen last.
+    belongs: HashMap<ServiceKey, ServiceKey>,
+    changed: BTreeSet<ServiceKey>,
+}
+
+/// What a load balancer's health check of a Service is told (P46 to P48).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The Service's UID.
+    pub uid: String,
+    /// Ready endpoints on our node.
+    pub local_endpoints: usize,
+}
+
+impl Index {
+    /// An empty one, for a node.
+    pub fn new(node: String, mode: Mode, external_ips: bool) -> Self {
+        let (services, slices, belongs) = <_>::default();
+        Self { node, mode, external_ips, services, slices, belongs, changed: BTreeSet::new() }
+    }
+
+    /// A Service was made or changed.
+    pub fn apply_service(&mut self, object: &core::v1::Service) {
+        let Some(key) = key(&object.metadata) else { return };
+        match Service::read(object, &self.mode, self.external_ips) {
+            Some(service) => {
+                if self.services.get(&key) != Some(&service) {
+                    self.services.insert(key.clone(), service);
+                    self.changed.insert(key);
+                }
+            }
+            None => self.delete_service(&key),
+        }
+    }
+
+    /// A Service is gone.
+    pub fn delete_service(&mut self, key: &ServiceKey) {
+        if self.services.remove(key).is_some() {
+            self.changed.insert(key.clone());
+        }
+    }
+
+    /// All Services have been listed: others are gone.
+    pub fn keep_services(&mut self, listed: &BTreeSet<ServiceKey>) {
+        let gone: Vec<_> = self.services.keys().filter(|key| !listed.contains(key)).cloned().collect();
+        for key in gone {
+            self.delete_service(&key);
+        }
+    }
+
+    /// A slice was made or changed.
+    pub fn apply_slice(&mut self, object: &discovery::v1::EndpointSlice) {
+        let Some(name) = key(&object.metadata) else { return };
+        let Some(slice) = Slice::read(object, &self.node) else { return self.delete_slice(&name) };
+        if self.belongs.get(&name).is_some_and(|service| *service != slice.service) {
+            self.delete_slice(&name);
+        }
+        let service = slice.service.clone();
+        let slices = self.slices.entry(service.clone()).or_default();
+        if slices.get(&name.name) != Some(&slice) {
+            slices.insert(name.name.clone(), slice);
+            self.belongs.insert(name, service.clone());
+            self.changed.insert(service);
+        }
+    }
+
+    /// A slice is gone.
+    pub fn delete_slice(&mut self, name: &ServiceKey) {
+        let Some(service) = self.belongs.remove(name) else { return };
+        if let Some(slices) = self.slices.get_mut(&service) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        self.changed.insert(service);
+    }
+
+    /// All slices have been listed: others are gone.
+    pub fn keep_slices(&mut self, listed: &BTreeSet<ServiceKey>) {
+        let gone: Vec<_> = self.belongs.keys().filter(|name| !listed.contains(name)).cloned().collect();
+        for name in gone {
+            self.delete_slice(&name);
+        }
+    }
+
+    /// Something that every Service depends on has changed.
+    pub fn touch_all(&mut self) {
+        self.changed.extend(self.services.keys().cloned());
+    }
+
+    /// Services that may need something else than before.
+    pub fn take_changed(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Whether [`Index::take_changed`] would return any.
+    pub fn has_changed(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    /// How many Services and slices there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.services.len(), self.belongs.len())
+    }
+
+    /// A Service, if it has frontends and is ours.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    /// All Services that have frontends and are ours.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceKey, &Service)> {
+        self.services.iter()
+    }
+
+    /// The endpoints of a Service port.
+    pub fn choose(&self, key: &ServiceKey, port: &Port, family: Family, zone: Option<&str>) -> Choice {
+        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+        choose(slices, family, &port.name, port.protocol, zone)
+    }
+
+    /// What a Service needs. `order` tells how endpoints of one of its ports are ordered in the kernel.
+    pub fn contributions(
+        &self,
+        family: Family,
+        key: &ServiceKey,
+        facts: &Facts,
+        order: impl Fn(&Service, &Port) -> Order,
+    ) -> BTreeMap<PortName, (Rank, Contribution)> {
+        let Some(service) = self.services.get(key).filter(|service| service.cluster_ip(family).is_some()) else {
+            return BTreeMap::new();
+        };
+        let ports = service.ports.iter().map(|port| {
+            let choice = self.choose(key, port, family, facts.zone.as_deref());
+            let made = contribute(family, key, service, port, &choice, facts, &order(service, port));
+            let rank = Rank { created: service.created, id: port_id(key, port) };
+            ((port.name.clone(), port.protocol), (rank, made))
+        });
+        ports.collect()
+    }
+
+    /// The health checks to answer, by port.
+    pub fn health_checks(&self) -> BTreeMap<u16, (ServiceKey, HealthCheck)> {
+        let checked = self.services.iter().filter_map(|(key, service)| {
+            let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
+            let check = HealthCheck { uid: service.uid.clone(), local_endpoints: count_local(slices) };
+            Some((service.health_check_port?, (key.clone(), check)))
+        });
+        checked.collect()
+    }
+}

@@ -1,0 +1,244 @@
+//! What the tables of one family are to hold, and what of it has changed since the kernel was told last. Pure.
+//!
+//! Two Service ports may ask for the same element: a ClusterIP has several ports, and for a moment two Services may
+//! have the same NodePort. Of different values the one of the older Service stands, so that the order in which events
+//! arrive makes no difference.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::ruleset::{Contribution, Order};
+use crate::model::id::ServiceKey;
+use crate::netfilter::object::{Frontend, Key, PortId, Protocol, Target, Value};
+use crate::netfilter::rule::{Chain, ChainName, PinSet};
+
+/// Whose claim to an element counts: the older Service's, and of two as old that with the lesser hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// When the Service was made, in seconds since 1970.
+    pub created: i64,
+    /// Service port.
+    pub id: PortId,
+}
+
+/// A port of a Service, by what no other port of it has.
+pub type PortName = (String, Protocol);
+
+#[derive(Debug)]
+struct Claim {
+    rank: Rank,
+    value: Value,
+}
+
+/// A change of one element. With both, it is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The element.
+    pub key: Key,
+    /// What it is now, if it is there.
+    pub old: Option<Value>,
+    /// What it is to be, if it is to be there.
+    pub new: Option<Value>,
+}
+
+/// What has to be done besides elements. Chains are made before, and deleted after, the elements that point to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Structure {
+    /// Sets to make.
+    pub new_pins: BTreeSet<PinSet>,
+    /// Chains to make or to give other rules.
+    pub write: BTreeMap<ChainName, Chain>,
+    /// Chains that nothing points to any longer.
+    pub stale_chains: BTreeSet<Target>,
+    /// Sets that no rule names any longer.
+    pub stale_pins: BTreeSet<PinSet>,
+}
+
+impl Structure {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Programme {
+    services: HashMap<ServiceKey, BTreeMap<PortName, (Rank, Contribution)>>,
+    claims: HashMap<Key, Vec<Claim>>,
+    /// Elements whose claims have changed, with what the kernel has for them.
+    pending: BTreeMap<Key, Option<Value>>,
+    structure: Structure,
+}
+
+impl Programme {
+    /// Replaces what one Service needs.
+    ///
+    /// Returns frontends that another Service has, and will have until it lets go of them.
+    pub fn set(&mut self, service: &ServiceKey, ports: BTreeMap<PortName, (Rank, Contribution)>) -> BTreeSet<Frontend> {
+        let mut lost = BTreeSet::new();
+        for (rank, contribution) in ports.values() {
+            for (key, value) in &contribution.elements {
+                if self.claim(*key, Claim { rank: *rank, value: *value }) {
+                    lost.extend(frontend(key));
+                }
+            }
+        }
+        let before = if ports.is_empty() {
+            self.services.remove(service).unwrap_or_default()
+        } else {
+            self.services.insert(service.clone(), ports.clone()).unwrap_or_default()
+        };
+        for (name, (rank, contribution)) in &before {
+            let kept = ports.get(name).filter(|(now, _)| now == rank).map(|(_, contribution)| contribution);
+            for (key, _) in &contribution.elements {
+                if !kept.is_some_and(|kept| kept.elements.binary_search_by_key(key, |(key, _)| *key).is_ok()) {
+                    self.release(*key, *rank);
+                }
+            }
+        }
+        self.restructure(before.values(), ports.values());
+        lost
+    }
+
+    /// The endpoints of a Service port as they are ordered now.
+    pub fn order(&self, service: &ServiceKey, port: &PortName) -> Option<&Order> {
+        Some(&self.services.get(service)?.get(port)?.1.order)
+    }
+
+    /// Services that have anything here.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.keys()
+    }
+
+    /// What an element is to be.
+    pub fn value(&self, key: &Key) -> Option<Value> {
+        winner(self.claims.get(key)?)
+    }
+
+    /// All elements.
+    pub fn elements(&self) -> impl Iterator<Item = (Key, Value)> {
+        self.claims.iter().filter_map(|(key, claims)| Some((*key, winner(claims)?)))
+    }
+
+    /// Chains and sets of single Service ports.
+    pub fn private(&self) -> impl Iterator<Item = (&Chain, &[PinSet])> {
+        let contributions = self.services.values().flat_map(BTreeMap::values);
+        contributions.flat_map(|(_, made)| {
+            made.chains.iter().enumerate().map(|(at, chain)| (chain, if at == 0 { &made.pins[..] } else { &[] }))
+        })
+    }
+
+    /// Shared chains that elements and chains point to.
+    pub fn picks(&self) -> BTreeSet<Target> {
+        let from_elements = self.elements().filter_map(|(_, value)| pick(&value));
+        let from_chains = self.private().flat_map(|(chain, _)| chain.targets().filter(|target| !target.is_private()));
+        from_elements.chain(from_chains).collect()
+    }
+
+    /// What has changed since the last call, or since [`Programme::forget`].
+    pub fn take(&mut self) -> (Vec<Change>, Structure) {
+        let pending = std::mem::take(&mut self.pending);
+        let changes = pending.into_iter().map(|(key, old)| Change { key, old, new: self.value(&key) });
+        (changes.filter(|change| change.old != change.new).collect(), std::mem::take(&mut self.structure))
+    }
+
+    /// Forgets what has changed: all of the kernel is about to be compared.
+    pub fn forget(&mut self) {
+        self.pending.clear();
+        self.structure = Structure::default();
+    }
+
+    /// Whether another Service's value stands.
+    fn claim(&mut self, key: Key, claim: Claim) -> bool {
+        let claims = self.claims.entry(key).or_default();
+        let before = winner(claims);
+        let (rank, value) = (claim.rank, claim.value);
+        match claims.iter_mut().find(|known| known.rank == rank) {
+            Some(known) => known.value = value,
+            None => claims.push(claim),
+        }
+        let now = winner(claims);
+        if before != now {
+            self.pending.entry(key).or_insert(before);
+        }
+        now != Some(value)
+    }
+
+    fn release(&mut self, key: Key, rank: Rank) {
+        let Some(claims) = self.claims.get_mut(&key) else { return };
+        let before = winner(claims);
+        claims.retain(|claim| claim.rank != rank);
+        let now = winner(claims);
+        if claims.is_empty() {
+            self.claims.remove(&key);
+        }
+        if before != now {
+            self.pending.entry(key).or_insert(before);
+        }
+    }
+
+    fn restructure<'a>(
+        &mut self,
+        before: impl Iterator<Item = &'a (Rank, Contribution)>,
+        now: impl Iterator<Item = &'a (Rank, Contribution)>,
+    ) {
+        let (chains, pins) = private_of(before);
+        let (new_chains, new_pins) = private_of(now);
+        let structure = &mut self.structure;
+        for (target, chain) in &new_chains {
+            structure.stale_chains.remove(target);
+            if chains.get(target) != Some(chain) {
+                structure.write.insert(chain.name, (*chain).clone());
+            }
+        }
+        for target in chains.keys().filter(|target| !new_chains.contains_key(target)) {
+            structure.write.remove(&ChainName::Regular(*target));
+            structure.stale_chains.insert(*target);
+        }
+        for set in new_pins.difference(&pins) {
+            structure.stale_pins.remove(set);
+            structure.new_pins.insert(*set);
+        }
+        for set in pins.difference(&new_pins) {
+            structure.new_pins.remove(set);
+            structure.stale_pins.insert(*set);
+        }
+    }
+}
+
+fn private_of<'a>(
+    contributions: impl Iterator<Item = &'a (Rank, Contribution)>,
+) -> (BTreeMap<Target, &'a Chain>, BTreeSet<PinSet>) {
+    let (mut chains, mut pins) = (BTreeMap::new(), BTreeSet::new());
+    for (_, contribution) in contributions {
+        for chain in &contribution.chains {
+            if let ChainName::Regular(target) = chain.name {
+                chains.insert(target, chain);
+            }
+        }
+        pins.extend(contribution.pins.iter().copied());
+    }
+    (chains, pins)
+}
+
+fn winner(claims: &[Claim]) -> Option<Value> {
+    claims.iter().min_by_key(|claim| claim.rank).map(|claim| claim.value)
+}
+
+fn frontend(key: &Key) -> Option<Frontend> {
+    match key {
+        Key::Inside(frontend) | Key::Outside(frontend) => Some(*frontend),
+        _ => None,
+    }
+}
+
+/// The shared chain a verdict goes to.
+pub fn pick(value: &Value) -> Option<Target> {
+    match value {
+        Value::Goto(target @ Target::Pick { .. }) => Some(*target),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
