@@ -1,0 +1,3 @@
+//! `weir node`: what forwards Services on one node, and what stands around it.
+
+pub mod addresses;
