@@ -33,6 +33,7 @@ pub mod cluster;
 pub mod controller;
 pub mod metrics;
 pub mod model;
+pub mod netfilter;
 pub mod node;
 pub mod settings;
 pub mod telemetry;

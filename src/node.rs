@@ -1,3 +1,4 @@
 //! `weir node`: what forwards Services on one node, and what stands around it.
 
 pub mod addresses;
+pub mod conntrack;

@@ -1,0 +1,3 @@
+//! The edge to the kernel's packet filter.
+
+pub mod flows;
