@@ -2,3 +2,6 @@
 
 pub mod addresses;
 pub mod conntrack;
+pub mod eligibility;
+pub mod health;
+pub mod health_check_port;
