@@ -5,3 +5,4 @@ pub mod conntrack;
 pub mod eligibility;
 pub mod health;
 pub mod health_check_port;
+pub mod sysctl;
