@@ -5,4 +5,5 @@ pub mod conntrack;
 pub mod eligibility;
 pub mod health;
 pub mod health_check_port;
+pub mod metrics;
 pub mod sysctl;
