@@ -9,10 +9,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-
-use crate::metrics::Metrics;
+use tokio::task::JoinSet;
 
 /// What the answers depend on.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +26,23 @@ impl Health {
     }
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics) {
+/// Serves until the process ends; `metrics` renders what `/metrics` shows.
+pub async fn serve(listener: TcpListener, health: Health, metrics: impl Fn() -> String + Clone + Send + 'static) {
+    answer(listener, move |method, path| respond(method, path, &health, &metrics)).await;
+}
+
+/// Answers every request by its method and path. Connections end with this future.
+pub async fn answer<R>(listener: TcpListener, respond: R)
+where
+    R: Fn(&Method, &str) -> Response<Full<Bytes>> + Clone + Send + 'static,
+{
+    let mut connections = JoinSet::new();
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, most likely; a pause keeps this from spinning.
@@ -39,26 +51,28 @@ pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics) {
                 continue;
             }
         };
-        let (health, metrics) = (health.clone(), metrics.clone());
-        tokio::spawn(async move {
-            let answer = service_fn(|request: Request<Incoming>| {
-                let response = respond(request.method(), request.uri().path(), &health, &metrics);
+        let respond = respond.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = respond(request.method(), request.uri().path());
                 async move { Ok::<_, Infallible>(response) }
             });
-            if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await {
+            // With a timer, hyper ends a connection that sends no request for 30 s.
+            let served = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = served.await {
                 tracing::debug!(%error, "a connection ended early");
             }
         });
     }
 }
 
-fn respond(method: &Method, path: &str, health: &Health, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, health: &Health, metrics: &impl Fn() -> String) -> Response<Full<Bytes>> {
     let ready = health.ready.load(Ordering::Relaxed);
     let (status, body) = match (method, path) {
         (&Method::GET, "/livez") => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET, "/readyz") if ready => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET, "/readyz") => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
-        (&Method::GET, "/metrics") => (StatusCode::OK, metrics.render()),
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics()),
         _ => (StatusCode::NOT_FOUND, "not found\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
@@ -72,8 +86,8 @@ mod tests {
 
     #[test]
     fn routes() {
-        let (health, metrics) = (Health::default(), Metrics::default());
-        let status = |path: &str| respond(&Method::GET, path, &health, &metrics).status();
+        let health = Health::default();
+        let status = |path: &str| respond(&Method::GET, path, &health, &String::new).status();
         assert_eq!(status("/livez"), StatusCode::OK);
         assert_eq!(status("/readyz"), StatusCode::SERVICE_UNAVAILABLE);
         health.set_ready(true);

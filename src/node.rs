@@ -6,8 +6,15 @@
 //!                                                         └── order of endpoints ┘ (read once, at start)
 //! ```
 
+pub mod addresses;
+pub mod conntrack;
+pub mod eligibility;
 pub mod endpoint;
+pub mod health;
+pub mod health_check_port;
 pub mod index;
+pub mod metrics;
 pub mod programme;
 pub mod ruleset;
 pub mod service;
+pub mod sysctl;

@@ -54,7 +54,8 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("--listen: cannot listen on {}", settings.listen))?;
-    tokio::spawn(admin::serve(listener, health.clone(), metrics.clone()));
+    let shown = metrics.clone();
+    tokio::spawn(admin::serve(listener, health.clone(), move || shown.render()));
 
     let client =
         kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;

@@ -142,13 +142,6 @@ impl Service {
     }
 }
 
-impl Family {
-    /// Whether an address is of this family.
-    pub const fn has(self, address: IpAddr) -> bool {
-        matches!((self, address), (Self::Ipv4, IpAddr::V4(_)) | (Self::Ipv6, IpAddr::V6(_)))
-    }
-}
-
 /// Namespace and name of an object in a namespace.
 pub fn key(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<ServiceKey> {
     Some(ServiceKey::new(metadata.namespace.clone()?, metadata.name.clone()?))
