@@ -33,5 +33,6 @@ pub mod cluster;
 pub mod controller;
 pub mod metrics;
 pub mod model;
+pub mod netfilter;
 pub mod settings;
 pub mod telemetry;
