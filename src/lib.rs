@@ -35,5 +35,6 @@ pub mod metrics;
 pub mod model;
 pub mod netfilter;
 pub mod node;
+pub mod process;
 pub mod settings;
 pub mod telemetry;

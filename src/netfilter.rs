@@ -2,6 +2,7 @@
 
 pub mod flows;
 pub mod netlink;
+pub mod nft;
 pub mod object;
 pub mod rule;
 pub mod script;

@@ -7,14 +7,18 @@
 //! ```
 
 pub mod addresses;
+pub mod agent;
 pub mod conntrack;
 pub mod eligibility;
 pub mod endpoint;
 pub mod health;
 pub mod health_check_port;
 pub mod index;
+pub mod kernel;
 pub mod metrics;
 pub mod programme;
+pub mod question;
 pub mod ruleset;
+pub mod run;
 pub mod service;
 pub mod sysctl;

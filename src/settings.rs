@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::model::service::Scheme;
+use crate::netfilter::object::Protocol;
+use crate::node::addresses::NodePortAddresses;
+use crate::node::service::Mode;
 
 /// `type: LoadBalancer` on EKS, through Network Load Balancers and the workers' Auto Scaling groups.
 #[derive(Debug, Parser)]
@@ -27,6 +31,142 @@ pub enum Command {
     /// its AWS credentials and Region from the environment (IRSA, EKS Pod Identity, AWS_REGION) and the cluster from
     /// KUBECONFIG or the pod's service account.
     Controller(Controller),
+
+    /// Forward Services on this node, in place of kube-proxy or beside it
+    ///
+    /// Watches Services and EndpointSlices and keeps one nftables table per address family (ip weir, ip6 weir) that
+    /// sends connections to ClusterIPs, NodePorts and external addresses to their endpoints. Needs the host's network,
+    /// the capability NET_ADMIN and the nft program. Rules stay when it ends; --cleanup removes them.
+    Node(NodeCommand),
+}
+
+/// `weir node`, and what people ask it.
+#[derive(Clone, Debug, Args)]
+pub struct NodeCommand {
+    /// Question.
+    #[command(subcommand)]
+    pub question: Option<NodeQuestion>,
+
+    /// Settings.
+    #[command(flatten)]
+    pub settings: Node,
+}
+
+/// Questions about the forwarding of a node.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NodeQuestion {
+    /// Tell what becomes of a connection, rule by rule
+    ///
+    /// Reads Services and EndpointSlices and follows the first packet of a connection through the rules that this node
+    /// has for them. Changes nothing and needs no privilege.
+    Trace {
+        /// Where the connection comes from: host, pod:ADDRESS or ADDRESS
+        from: String,
+        /// Where it goes: ADDRESS:PORT
+        to: std::net::SocketAddr,
+        /// Its protocol: tcp, udp or sctp
+        #[arg(long, default_value = "tcp", value_parser = protocol)]
+        protocol: Protocol,
+    },
+    /// Show the rules of a Service, or of a port number
+    ///
+    /// Prints the elements and chains by which this node forwards a Service, and whether the kernel holds them (if this
+    /// process may look).
+    Rules {
+        /// NAMESPACE/NAME, NAME in the namespace default, or a port number
+        service: String,
+    },
+}
+
+/// Settings of a node.
+#[derive(Clone, Debug, Args)]
+pub struct Node {
+    /// Name of this node's Node object
+    #[arg(long, env = "NODE_NAME", global = true, default_value = "", hide_default_value = true)]
+    pub node_name: String,
+
+    /// Serve all Services, or only those that name this proxy while kube-proxy serves the others
+    #[arg(long, env = "WEIR_NODE_MODE", value_enum, default_value_t = NodeMode::Replace, global = true)]
+    pub mode: NodeMode,
+
+    /// With --mode=beside: the value of the label service.kubernetes.io/service-proxy-name of our Services
+    #[arg(long, env = "WEIR_SERVICE_PROXY_NAME", default_value = "weir", global = true)]
+    pub service_proxy_name: String,
+
+    /// Addresses on which NodePorts answer: primary (the Node object's first of each family), all, localhost (none, see
+    /// the documentation), or CIDRs separated by commas
+    #[arg(long, env = "WEIR_NODEPORT_ADDRESSES", default_value = "primary", global = true)]
+    pub nodeport_addresses: NodePortAddresses,
+
+    /// How the names of the interfaces of this node's pods begin, separated by commas; empty if unknown
+    // The VPC CNI's veths.
+    #[arg(long, env = "WEIR_POD_INTERFACE_PREFIXES", value_delimiter = ',', default_value = "eni", global = true)]
+    pub pod_interface_prefixes: Vec<String>,
+
+    /// Ranges of the addresses of this node's pods, separated by commas, where interfaces do not tell
+    #[arg(long, env = "WEIR_POD_CIDRS", value_delimiter = ',', global = true)]
+    pub pod_cidrs: Vec<IpNet>,
+
+    /// Give every connection to a ClusterIP this node's address
+    #[arg(long, env = "WEIR_MASQUERADE_ALL", global = true)]
+    pub masquerade_all: bool,
+
+    /// Bit of the packet mark by which packets are known that get this node's address
+    // Free of the VPC CNI's (0x80), kube-proxy's and the kubelet's (0x4000, 0x8000) and Calico's (0xffff0000).
+    #[arg(long, env = "WEIR_MASQUERADE_MARK", default_value = "0x1000", value_parser = mark, global = true)]
+    pub masquerade_mark: u32,
+
+    /// Serve spec.externalIPs
+    #[arg(long, env = "WEIR_EXTERNAL_IPS", default_value_t = true, action = clap::ArgAction::Set, global = true)]
+    pub external_ips: bool,
+
+    /// Address of /healthz and /livez
+    #[arg(long, env = "WEIR_HEALTHZ_ADDRESS", default_value = "0.0.0.0:10256")]
+    pub healthz_address: SocketAddr,
+
+    /// Address of /readyz and /metrics
+    #[arg(long, env = "WEIR_METRICS_ADDRESS", default_value = "127.0.0.1:10249")]
+    pub metrics_address: SocketAddr,
+
+    /// Shortest time between two changes of the rules
+    // A change costs well under a millisecond; this only gathers bursts.
+    #[arg(long, env = "WEIR_MIN_SYNC_PERIOD", default_value = "20ms", value_parser = duration)]
+    pub min_sync_period: Duration,
+
+    /// How long a change may wait before /healthz says 503, halved; also the longest wait after a failure
+    #[arg(long, env = "WEIR_SYNC_PERIOD", default_value = "30s", value_parser = duration)]
+    pub sync_period: Duration,
+
+    /// Leave the kernel's conntrack settings as they are (always so with --mode=beside)
+    #[arg(long, env = "WEIR_KEEP_SYSCTLS")]
+    pub keep_sysctls: bool,
+
+    /// Delete our tables, and end
+    #[arg(long)]
+    pub cleanup: bool,
+
+    /// Logs.
+    #[command(flatten)]
+    pub log: Log,
+}
+
+/// Whose Services a node serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NodeMode {
+    /// All but those that name another proxy.
+    Replace,
+    /// Those that name this proxy.
+    Beside,
+}
+
+impl Node {
+    /// The mode, with the label's value.
+    pub fn proxy_mode(&self) -> Mode {
+        match self.mode {
+            NodeMode::Replace => Mode::Replace,
+            NodeMode::Beside => Mode::Beside(self.service_proxy_name.clone()),
+        }
+    }
 }
 
 /// Settings of the controller.
@@ -136,6 +276,22 @@ fn port_range(text: &str) -> Result<(u16, u16), String> {
         .ok_or_else(|| "expected two ports, the lower first, as in 30000-32767".into())
 }
 
+fn protocol(text: &str) -> Result<Protocol, String> {
+    Protocol::parse(text).ok_or_else(|| "expected tcp, udp or sctp".into())
+}
+
+/// One bit, given in hexadecimal or decimal digits.
+fn mark(text: &str) -> Result<u32, String> {
+    let parsed =
+        text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |digits| u32::from_str_radix(digits, 16).ok());
+    let taken = [(0x80, "the VPC CNI"), (0x4000, "kube-proxy"), (0x8000, "the kubelet"), (0xffff_0000, "Calico")];
+    let mark = parsed.filter(|mark| mark.is_power_of_two()).ok_or("expected a single bit, such as 0x1000")?;
+    match taken.iter().find(|(bits, _)| bits & mark != 0) {
+        Some((_, whose)) => Err(format!("this bit is used by {whose}; expected another, such as 0x1000")),
+        None => Ok(mark),
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
     parsed.filter(|span| !span.is_zero()).ok_or_else(|| "expected a time such as 30s or 5m".into())
@@ -162,6 +318,10 @@ mod tests {
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         for bad in ["", "0s", "-1s", "5", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(mark("0x1000"), Ok(0x1000));
+        for bad in ["0", "0x3", "0x80", "0x4000", "0x8000", "0x10000", "x", "0x100000000"] {
+            assert!(mark(bad).is_err(), "{bad}");
         }
         assert!(cluster_name("my-cluster_1.x").is_ok());
         for bad in ["", "a b", "ü"] {

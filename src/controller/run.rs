@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::model::node::Worker;
 use crate::model::ownership::Owner;
 use crate::model::service::is_claimed;
+use crate::process::end_on_signal;
 use crate::settings;
 
 /// After something was missed or failed, the account is read again this soon.
@@ -39,8 +40,6 @@ const RECHECK: Duration = Duration::from_secs(3);
 const PROVISIONING: Duration = Duration::from_secs(5);
 /// The first look comes sooner.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
-/// Work under way gets this long to end when the process is to end.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// Runs the controller until a signal or the loss of leadership.
 ///
@@ -216,24 +215,6 @@ async fn finish(mut tasks: JoinSet<()>, let_go: &CancellationToken) -> anyhow::R
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_next()).await;
     tasks.shutdown().await;
     tracing::info!("ended");
-    Ok(())
-}
-
-fn end_on_signal(stop: CancellationToken) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("ending, after the work under way");
-        stop.cancel();
-        tokio::time::sleep(GRACE).await;
-        tracing::error!("work under way did not end in time");
-        std::process::exit(1);
-    });
     Ok(())
 }
 

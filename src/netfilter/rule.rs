@@ -33,6 +33,15 @@ impl Hook {
         }
     }
 
+    /// Its number in the kernel (linux/netfilter.h).
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Prerouting => 0,
+            Self::Output => 3,
+            Self::Postrouting => 4,
+        }
+    }
+
     /// Before iptables (−100, 100) and the VPC CNI's own table (−90). The first nat chain of a hook that translates a
     /// connection is the last one asked.
     pub const fn priority(self) -> i32 {

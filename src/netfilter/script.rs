@@ -46,9 +46,10 @@ impl Script {
         self.line(&format!("delete table {}", self.table()));
     }
 
-    /// Makes the maps and sets that every Service shares.
+    /// Makes the maps and sets that every Service shares, and an empty chain whose name tells how they are declared.
     pub fn declare_collections(&mut self) {
         let table = self.table();
+        self.line(&format!("add chain {table} {}", layout_chain(self.family)));
         for declaration in declarations(self.family) {
             self.line(&format!("add {}", declaration.replacen('@', &format!("{table} "), 1)));
         }
@@ -63,8 +64,7 @@ impl Script {
         ));
     }
 
-    /// Makes a chain, without rules.
-    pub fn add_chain(&mut self, name: ChainName) {
+    fn add_chain(&mut self, name: ChainName) {
         let table = self.table();
         match name {
             ChainName::Base(hook) => self.line(&format!(
@@ -76,16 +76,19 @@ impl Script {
         }
     }
 
-    /// Empties a chain.
-    pub fn flush_chain(&mut self, name: ChainName) {
+    fn flush_chain(&mut self, name: ChainName) {
+        self.flush_chain_named(&name.to_string());
+    }
+
+    /// Empties a chain of any name.
+    pub fn flush_chain_named(&mut self, name: &str) {
         self.line(&format!("flush chain {} {name}", self.table()));
     }
 
-    /// Deletes a chain of any name, which must be empty of rules and of references.
+    /// Deletes a chain of any name, to which nothing may refer.
     pub fn delete_chain(&mut self, name: &str) {
-        let table = self.table();
-        self.line(&format!("flush chain {table} {name}"));
-        self.line(&format!("delete chain {table} {name}"));
+        self.flush_chain_named(name);
+        self.line(&format!("delete chain {} {name}", self.table()));
     }
 
     /// Deletes a set of any name.
@@ -93,8 +96,7 @@ impl Script {
         self.line(&format!("delete set {} {name}", self.table()));
     }
 
-    /// Appends a chain's rules to it.
-    pub fn add_rules(&mut self, chain: &Chain) {
+    fn add_rules(&mut self, chain: &Chain) {
         let table = self.table();
         for rule in &chain.rules {
             let (text, digest) = (rule.text(self.family), rule.digest(self.family));
@@ -102,12 +104,14 @@ impl Script {
         }
     }
 
-    /// Makes chains that do not exist yet: first all of them, then their rules, since they refer to each other.
-    pub fn add_chains<'a>(&mut self, chains: impl Iterator<Item = &'a Chain> + Clone) {
+    /// Gives chains exactly these rules, whether they exist or not: first all of them are made, since they refer to each
+    /// other.
+    pub fn write_chains<'a>(&mut self, chains: impl Iterator<Item = &'a Chain> + Clone) {
         for chain in chains.clone() {
             self.add_chain(chain.name);
         }
         for chain in chains {
+            self.flush_chain(chain.name);
             self.add_rules(chain);
         }
     }
@@ -185,7 +189,7 @@ fn endpoints(ip: &str, name: &str, protocol: Protocol) -> String {
     format!("map @{name} {{ typeof {ip} daddr . {port} . numgen random mod 65536 : {ip} daddr . {port}; }}")
 }
 
-/// A hash of how the maps and sets are declared: a table of another layout is replaced as a whole.
-pub fn layout(family: Family) -> String {
-    digest(&declarations(family).join("\n"))
+/// Name of the chain that tells how the maps and sets are declared: a table of another layout is replaced as a whole.
+pub fn layout_chain(family: Family) -> String {
+    format!("layout-{}", digest(&declarations(family).join("\n")))
 }

@@ -25,6 +25,11 @@ impl ServingByFrontend {
         self.0.insert(frontend, serving);
     }
 
+    /// Adds all frontends of another list, which is newer.
+    pub fn extend(&mut self, newer: Self) {
+        self.0.extend(newer.0);
+    }
+
     /// Whether there is nothing to clean in this family, which saves reading the table.
     pub fn is_empty(&self, family: Family) -> bool {
         !self.0.keys().any(|frontend| Family::of(frontend.ip()) == family)

@@ -91,6 +91,8 @@ impl NodeHealth {
         let mut body = self.body(now);
         let eligible = self.lock().eligible;
         body.node_eligible = Some(eligible);
+        // A node that has not programmed anything yet would drop what a load balancer sends to it.
+        body.healthy &= body.status.values().all(|family| family.last_updated.is_some());
         let healthy = body.healthy && eligible;
         (code(healthy), body.updated_if(healthy))
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use k8s_openapi::api::{core, discovery};
 
 use super::endpoint::{Choice, Slice, choose, count_local};
+use super::health_check_port::HealthCheck;
 use super::programme::{PortName, Rank};
 use super::ruleset::{Contribution, Facts, Order, contribute, port_id};
 use super::service::{Mode, Port, Service, key};
@@ -22,15 +23,6 @@ pub struct Index {
     /// To which Service a slice belonged when it was seen last.
     belongs: HashMap<ServiceKey, ServiceKey>,
     changed: BTreeSet<ServiceKey>,
-}
-
-/// What a load balancer's health check of a Service is told (P46 to P48).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// The Service's UID.
-    pub uid: String,
-    /// Ready endpoints on our node.
-    pub local_endpoints: usize,
 }
 
 impl Index {
@@ -137,8 +129,7 @@ impl Index {
 
     /// The endpoints of a Service port.
     pub fn choose(&self, key: &ServiceKey, port: &Port, family: Family, zone: Option<&str>) -> Choice {
-        let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
-        choose(slices, family, &port.name, port.protocol, zone)
+        choose(self.slices_of(key), family, &port.name, port.protocol, zone)
     }
 
     /// What a Service needs. `order` tells how endpoints of one of its ports are ordered in the kernel.
@@ -162,12 +153,21 @@ impl Index {
     }
 
     /// The health checks to answer, by port.
-    pub fn health_checks(&self) -> BTreeMap<u16, (ServiceKey, HealthCheck)> {
+    pub fn health_checks(&self) -> BTreeMap<u16, HealthCheck> {
         let checked = self.services.iter().filter_map(|(key, service)| {
-            let slices = self.slices.get(key).into_iter().flat_map(BTreeMap::values);
-            let check = HealthCheck { uid: service.uid.clone(), local_endpoints: count_local(slices) };
-            Some((service.health_check_port?, (key.clone(), check)))
+            let (service_key, uid) = (key.clone(), service.uid.clone());
+            let local_endpoints = count_local(self.slices_of(key));
+            Some((service.health_check_port?, HealthCheck { service: service_key, uid, local_endpoints }))
         });
         checked.collect()
+    }
+
+    /// Whether a Service has endpoints, but no ready one on our node.
+    pub fn lacks_local(&self, key: &ServiceKey) -> bool {
+        self.slices.contains_key(key) && count_local(self.slices_of(key)) == 0
+    }
+
+    fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> {
+        self.slices.get(key).into_iter().flat_map(BTreeMap::values)
     }
 }

@@ -105,9 +105,15 @@ impl Programme {
         Some(&self.services.get(service)?.get(port)?.1.order)
     }
 
-    /// Services that have anything here.
-    pub fn services(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.services.keys()
+    /// What the ports of a Service need.
+    pub fn ports(&self, service: &ServiceKey) -> impl Iterator<Item = &Contribution> {
+        self.services.get(service).into_iter().flat_map(BTreeMap::values).map(|(_, contribution)| contribution)
+    }
+
+    /// Endpoints of all Service ports.
+    pub fn endpoints(&self) -> usize {
+        let orders = self.services.values().flat_map(BTreeMap::values).map(|(_, contribution)| &contribution.order);
+        orders.map(|order| order.low.len().max(order.high.len())).sum()
     }
 
     /// What an element is to be.

@@ -1,0 +1,263 @@
+//! The state of a running node, and how a change travels through it: index → contributions → programme → kernel.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::conntrack::ServingByFrontend;
+use super::health::NodeHealth;
+use super::index::Index;
+use super::kernel::{Applied, Error, Table};
+use super::metrics::{NodeMetrics, SyncKind, TrafficPolicy as Policy};
+use super::programme::{PortName, Programme};
+use super::ruleset::{Contribution, Facts, Order, fixed_chains};
+use super::service::TrafficPolicy;
+use crate::model::id::ServiceKey;
+use crate::netfilter::Family;
+use crate::netfilter::object::{Backend, Frontend, Key, Protocol};
+
+/// After a failure the kernel is compared as a whole this soon; then later and later, up to the sync period.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+
+/// One family: what it is to hold, and the table that is to hold it.
+struct Half {
+    table: Table,
+    programme: Programme,
+    /// Orders of endpoints found in the kernel at start.
+    orders: HashMap<Frontend, Order>,
+    /// What the programme holds is to be compared with the kernel, since when, and how often that has failed.
+    compare: Option<Compare>,
+    warned: BTreeSet<Frontend>,
+}
+
+#[derive(Clone, Copy)]
+struct Compare {
+    not_before: Instant,
+    failures: u32,
+}
+
+impl Compare {
+    fn now() -> Self {
+        Self { not_before: Instant::now(), failures: 0 }
+    }
+
+    fn failed(before: Option<Self>, longest: Duration) -> Self {
+        let failures = before.map_or(0, |before| before.failures).saturating_add(1);
+        let wait = FIRST_RETRY.saturating_mul(1 << failures.min(16)).min(longest);
+        Self { not_before: Instant::now() + wait, failures }
+    }
+}
+
+/// See the module's text.
+pub struct Agent {
+    /// What the API server told.
+    pub index: Index,
+    /// What the node is like.
+    pub facts: Facts,
+    halves: Vec<Half>,
+    health: NodeHealth,
+    metrics: NodeMetrics,
+    longest_wait: Duration,
+    facts_changed: bool,
+}
+
+impl Agent {
+    /// An agent for the families of these tables, which have been read for the order of endpoints.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn new(
+        tables: Vec<Table>,
+        index: Index,
+        facts: Facts,
+        health: NodeHealth,
+        metrics: NodeMetrics,
+        longest_wait: Duration,
+    ) -> Result<Self, Error> {
+        let halves = tables.into_iter().map(|mut table| {
+            let orders = table.orders()?;
+            let (programme, warned) = (Programme::default(), BTreeSet::new());
+            Ok(Half { table, programme, orders, compare: Some(Compare::now()), warned })
+        });
+        let halves = halves.collect::<Result<_, Error>>()?;
+        Ok(Self { index, facts, halves, health, metrics, longest_wait, facts_changed: false })
+    }
+
+    /// The node is like this from now on.
+    pub fn set_facts(&mut self, facts: Facts) {
+        if self.facts != facts {
+            self.facts = facts;
+            self.facts_changed = true;
+            self.index.touch_all();
+        }
+    }
+
+    /// The kernel may not hold what it should: all of it is to be compared.
+    pub fn compare(&mut self, family: Option<Family>) {
+        for half in &mut self.halves {
+            if family.is_none_or(|family| family == half.table.family()) {
+                half.compare.get_or_insert_with(Compare::now);
+            }
+        }
+        self.queued();
+    }
+
+    /// Something waits to be carried to the kernel.
+    pub fn queued(&self) {
+        let now = Timestamp::now();
+        for half in &self.halves {
+            self.health.queued(half.table.family(), now);
+            self.metrics.sync_queued(half.table.family(), now);
+        }
+    }
+
+    /// When [`Agent::sync`] should be called next, if at all.
+    pub fn next(&self) -> Option<Instant> {
+        if self.index.has_changed() || self.facts_changed {
+            return Some(Instant::now());
+        }
+        self.halves.iter().filter_map(|half| Some(half.compare?.not_before)).min()
+    }
+
+    /// Whether chains wait to be deleted.
+    pub fn has_stale(&self) -> bool {
+        self.halves.iter().any(|half| half.table.has_stale())
+    }
+
+    /// Deletes chains that nothing has used for a while.
+    pub fn clear_stale(&mut self) {
+        for half in &mut self.halves {
+            if let Err(error) = half.table.clear_stale() {
+                tracing::warn!(family = %half.table.family(), error = &error as &dyn std::error::Error, "cannot delete unused chains");
+                half.compare.get_or_insert(Compare::failed(None, self.longest_wait));
+            }
+        }
+    }
+
+    /// Carries all changes to the kernel. Blocks for as long as that takes.
+    ///
+    /// Returns the UDP frontends whose flows may have to go.
+    pub fn sync(&mut self) -> ServingByFrontend {
+        let changed = self.index.take_changed();
+        self.facts_changed = false;
+        let mut serving = ServingByFrontend::default();
+        for half in &mut self.halves {
+            let family = half.table.family();
+            self.health.taken(family);
+            for key in &changed {
+                half.update(key, &self.index, &self.facts, &mut serving);
+            }
+            let started = Instant::now();
+            let kind = if half.compare.is_some() { SyncKind::Full } else { SyncKind::Partial };
+            match half.carry(&self.facts) {
+                Ok(None) => {}
+                Ok(Some(applied)) => {
+                    let took = started.elapsed();
+                    self.health.applied(family, Timestamp::now());
+                    self.metrics.sync_done(kind, family, took, Timestamp::now());
+                    tracing::debug!(%family, ?kind, elements = applied.elements, scripts = applied.scripts, ?took, "synced");
+                }
+                Err(error) => {
+                    half.compare = Some(Compare::failed(half.compare, self.longest_wait));
+                    self.health.failed(family);
+                    self.metrics.sync_failed(family);
+                    tracing::error!(%family, error = &error as &dyn std::error::Error, "the last good rules stay");
+                }
+            }
+        }
+        self.measure();
+        serving
+    }
+
+    fn measure(&self) {
+        let (services, _) = self.index.counts();
+        self.metrics.services.set(i64::try_from(services).unwrap_or(i64::MAX));
+        let endpoints: usize = self.halves.iter().map(|half| half.programme.endpoints()).sum();
+        self.metrics.endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
+        let without = |policy: fn(&super::service::Service) -> TrafficPolicy| {
+            let local = self.index.services().filter(|(_, service)| policy(service) == TrafficPolicy::Local);
+            i64::try_from(local.filter(|(key, _)| self.index.lacks_local(key)).count()).unwrap_or(i64::MAX)
+        };
+        self.metrics.set_without_local_endpoints(Policy::External, without(|service| service.external_policy));
+        self.metrics.set_without_local_endpoints(Policy::Internal, without(|service| service.internal_policy));
+    }
+}
+
+impl Half {
+    fn update(&mut self, key: &ServiceKey, index: &Index, facts: &Facts, serving: &mut ServingByFrontend) {
+        let family = self.table.family();
+        let before = udp_frontends(self.programme.ports(key));
+        let (programme, orders) = (&self.programme, &self.orders);
+        let made = index.contributions(family, key, facts, |service, port| {
+            let known = programme.order(key, &(port.name.clone(), port.protocol)).cloned();
+            known.unwrap_or_else(|| {
+                let address = service.cluster_ip(family);
+                let at = |address| Frontend { address, protocol: port.protocol, port: port.port };
+                address.and_then(|address| orders.get(&at(address))).cloned().unwrap_or_default()
+            })
+        });
+        list_serving(family, key, index, facts, &made, &before, serving);
+        let lost = self.programme.set(key, made);
+        for frontend in &lost {
+            if self.warned.insert(*frontend) {
+                tracing::warn!(service = %key, %frontend, "an older Service has this address and port");
+            }
+        }
+    }
+
+    /// `None` if there was nothing to do.
+    fn carry(&mut self, facts: &Facts) -> Result<Option<Applied>, Error> {
+        let fixed = fixed_chains(self.table.family(), facts);
+        if let Some(compare) = self.compare {
+            if compare.not_before > Instant::now() {
+                return Ok(None);
+            }
+            self.programme.forget();
+            let applied = self.table.reconcile(&self.programme, fixed)?;
+            self.compare = None;
+            self.orders = HashMap::new();
+            return Ok(Some(applied));
+        }
+        let (changes, structure) = self.programme.take();
+        self.table.apply(&changes, structure, fixed).map(Some)
+    }
+}
+
+fn udp_frontends<'a>(contributions: impl Iterator<Item = &'a Contribution>) -> BTreeSet<Frontend> {
+    let elements = contributions.flat_map(|made| &made.elements);
+    let frontends = elements.filter_map(|(key, _)| match key {
+        Key::Inside(frontend) if frontend.protocol == Protocol::Udp => Some(*frontend),
+        _ => None,
+    });
+    frontends.collect()
+}
+
+/// Lists a Service's UDP frontends with the endpoints that serve them; those that are gone with none.
+fn list_serving(
+    family: Family,
+    key: &ServiceKey,
+    index: &Index,
+    facts: &Facts,
+    made: &BTreeMap<PortName, (super::programme::Rank, Contribution)>,
+    before: &BTreeSet<Frontend>,
+    serving: &mut ServingByFrontend,
+) {
+    let socket = |frontend: &Frontend| SocketAddr::new(frontend.address, frontend.port);
+    let none = Arc::new(HashSet::new());
+    for frontend in before {
+        serving.insert(socket(frontend), Arc::clone(&none));
+    }
+    let Some(service) = index.service(key) else { return };
+    for port in service.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+        let Some((_, contribution)) = made.get(&(port.name.clone(), port.protocol)) else { continue };
+        let choice = index.choose(key, port, family, facts.zone.as_deref());
+        let at = |backend: &Backend| SocketAddr::new(backend.address, backend.port);
+        let endpoints: Arc<HashSet<_>> = Arc::new(choice.serving.iter().map(at).collect());
+        for frontend in udp_frontends(std::iter::once(contribution)) {
+            serving.insert(socket(&frontend), Arc::clone(&endpoints));
+        }
+    }
+}

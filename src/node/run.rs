@@ -1,0 +1,554 @@
+//! Wiring of a node: watches in, rules out, and what stands beside them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event, watcher};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::addresses::{follow, primary_addresses};
+use super::agent::Agent;
+use super::conntrack::ServingByFrontend;
+use super::health::NodeHealth;
+use super::health_check_port::{self, HealthCheckPorts};
+use super::index::Index;
+use super::kernel::Table;
+use super::metrics::{NodeMetrics, trigger_time};
+use super::ruleset::Facts;
+use super::service::{Mode, key};
+use super::{eligibility, sysctl};
+use crate::admin::{self, Health};
+use crate::cluster::event::{Events, Kind};
+use crate::model::id::ServiceKey;
+use crate::netfilter::netlink::{Notice, Watch};
+use crate::netfilter::script::TABLE;
+use crate::netfilter::{Family, flows};
+use crate::process::end_on_signal;
+use crate::settings;
+
+/// All of the kernel is compared with what it should hold this often, in case somebody has changed our tables.
+const COMPARE: Duration = Duration::from_hours(1);
+/// Events that wait are taken up together.
+const BURST: usize = 4096;
+/// Unused chains are looked for this often while there are any.
+const CLEAR: Duration = Duration::from_secs(1);
+
+/// Something that happened.
+enum Happening {
+    Service(Event<Service>),
+    Slice(Event<EndpointSlice>),
+    Node(Event<Node>),
+    Range(Event<ServiceCIDR>),
+    /// There are no ServiceCIDRs in this cluster.
+    NoRanges,
+    Addresses(BTreeSet<IpAddr>),
+    Kernel(Notice),
+}
+
+/// Deletes our tables.
+///
+/// # Errors
+/// One of them is still there.
+pub fn clean_up(settings: &settings::Node) -> anyhow::Result<()> {
+    for mut table in open_tables(settings.masquerade_mark)? {
+        table.delete().with_context(|| format!("cannot delete the {} table", table.family()))?;
+    }
+    Ok(())
+}
+
+/// Runs a node until a signal.
+///
+/// # Errors
+/// Why it could not start, or had to end.
+pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
+    if settings.node_name.is_empty() {
+        bail!("--node-name or NODE_NAME: the name of this node's Node object is missing");
+    }
+    let stop = CancellationToken::new();
+    end_on_signal(stop.clone())?;
+    let client =
+        kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    if let Some(warning) = settings.nodeport_addresses.warning() {
+        tracing::warn!("{warning}");
+    }
+    set_sysctls(&settings);
+    let tables = open_tables(settings.masquerade_mark)?;
+    let families: Vec<_> = tables.iter().map(Table::family).collect();
+    let health = NodeHealth::new(families.iter().copied(), settings.sync_period * 2);
+    let metrics = NodeMetrics::default();
+    let ready = Health::default();
+    serve(&settings, &health, &metrics, &ready).await?;
+
+    let ours: Vec<_> = tables.iter().map(Table::port).collect();
+    let watch = Watch::open(TABLE, &ours).context("cannot watch the kernel's tables")?;
+    let addresses = follow::addresses().await?;
+    let index = Index::new(settings.node_name.clone(), settings.proxy_mode(), settings.external_ips);
+    let facts = first_facts(&settings);
+    let agent = Agent::new(tables, index, facts, health.clone(), metrics.clone(), settings.sync_period)
+        .context("cannot read the rules that are there")?;
+    let happenings = happenings(&client, &settings, addresses, watch);
+    let (sweeps, swept) = mpsc::unbounded_channel();
+    tokio::spawn(sweep(swept, metrics.clone(), families));
+    let driver = Driver {
+        agent,
+        lists: Lists::default(),
+        node: None,
+        local: BTreeSet::new(),
+        ranges: Vec::new(),
+        ports: HealthCheckPorts::new(health.clone()),
+        events: Events::new(client, settings.node_name.clone()),
+        complained: BTreeSet::new(),
+        started: Timestamp::now(),
+        triggers: Vec::new(),
+        last_sync: None,
+        health,
+        metrics,
+        ready,
+        sweeps,
+        settings,
+    };
+    tokio::select! {
+        outcome = driver.drive(happenings) => outcome,
+        () = stop.cancelled() => {
+            tracing::info!("ended; the rules stay");
+            Ok(())
+        }
+    }
+}
+
+/// Tables of the families that this host has (P69).
+fn open_tables(mark: u32) -> anyhow::Result<Vec<Table>> {
+    // The file is there if, and only if, the kernel speaks IPv6 in this network namespace.
+    let has_v6 = std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.trim().is_empty());
+    let families = Family::ALL.into_iter().filter(|family| *family == Family::Ipv4 || has_v6);
+    let tables = families.map(|family| Table::open(family, mark)).collect::<Result<_, _>>();
+    tables.context("cannot open a netlink socket")
+}
+
+fn set_sysctls(settings: &settings::Node) {
+    if settings.keep_sysctls || settings.mode == settings::NodeMode::Beside {
+        return;
+    }
+    let (written, refused) = sysctl::ensure(Path::new("/"));
+    for write in written {
+        tracing::info!(path = write.path, value = write.value, "set");
+    }
+    for refused in refused {
+        tracing::warn!("{refused}");
+    }
+}
+
+/// Facts that are known before anything has been read.
+pub fn first_facts(settings: &settings::Node) -> Facts {
+    Facts {
+        mode: settings.proxy_mode(),
+        node_port_addresses: BTreeSet::new(),
+        node_addresses: BTreeSet::new(),
+        pod_interfaces: settings.pod_interface_prefixes.iter().filter(|prefix| !prefix.is_empty()).cloned().collect(),
+        pod_ranges: settings.pod_cidrs.clone(),
+        service_ranges: Vec::new(),
+        zone: None,
+        masquerade_all: settings.masquerade_all,
+        mark: settings.masquerade_mark,
+    }
+}
+
+async fn serve(
+    settings: &settings::Node,
+    health: &NodeHealth,
+    metrics: &NodeMetrics,
+    ready: &Health,
+) -> anyhow::Result<()> {
+    let bind = |flag: &'static str, address| async move {
+        TcpListener::bind(address).await.with_context(|| format!("{flag}: cannot listen on {address}"))
+    };
+    let probes = bind("--healthz-address", settings.healthz_address).await?;
+    let inside = bind("--metrics-address", settings.metrics_address).await?;
+    let counted = metrics.clone();
+    tokio::spawn(super::health::serve(probes, health.clone(), move |probe, code| counted.answered(probe, code)));
+    let rendered = metrics.clone();
+    tokio::spawn(admin::serve(inside, ready.clone(), move || rendered.render()));
+    Ok(())
+}
+
+fn happenings(
+    client: &kube::Client,
+    settings: &settings::Node,
+    addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    watch: Watch,
+) -> impl Stream<Item = Vec<Happening>> + use<> {
+    let all = watcher::Config::default();
+    let this = all.clone().fields(&format!("metadata.name={}", settings.node_name));
+    let services = watcher(Api::<Service>::all(client.clone()), all.clone()).default_backoff();
+    let slices = watcher(Api::<EndpointSlice>::all(client.clone()), all.clone()).default_backoff();
+    let node = watcher(Api::<Node>::all(client.clone()), this).default_backoff();
+    let mut streams: Vec<BoxStream<'static, Happening>> = vec![
+        heard(services, "Services", Happening::Service),
+        heard(slices, "EndpointSlices", Happening::Slice),
+        heard(node, "this Node", Happening::Node),
+        changes(addresses),
+        notices(watch),
+    ];
+    streams.push(match settings.proxy_mode() {
+        Mode::Replace => ranges(client, all),
+        // kube-proxy looks after unused addresses.
+        Mode::Beside(_) => stream::once(async { Happening::NoRanges }).boxed(),
+    });
+    stream::select_all(streams).ready_chunks(BURST)
+}
+
+fn heard<K: Send + 'static>(
+    events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    what: &'static str,
+    wrap: fn(Event<K>) -> Happening,
+) -> BoxStream<'static, Happening> {
+    let good = events.filter_map(move |event| async move {
+        event.inspect_err(|error| tracing::warn!(%error, "cannot watch {what}")).ok()
+    });
+    good.map(wrap).boxed()
+}
+
+/// ServiceCIDRs are served from Kubernetes 1.33 on.
+fn ranges(client: &kube::Client, config: watcher::Config) -> BoxStream<'static, Happening> {
+    let events = watcher(Api::<ServiceCIDR>::all(client.clone()), config).default_backoff();
+    let mapped = events.filter_map(|event| async move {
+        match event {
+            Ok(event) => Some(Happening::Range(event)),
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                Some(Happening::NoRanges)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot watch ServiceCIDRs");
+                None
+            }
+        }
+    });
+    mapped.boxed()
+}
+
+/// The node's addresses as they are, and as they become.
+fn changes(mut addresses: watch::Receiver<BTreeSet<IpAddr>>) -> BoxStream<'static, Happening> {
+    addresses.mark_changed();
+    let changes = stream::unfold(addresses, |mut addresses| async move {
+        addresses.changed().await.ok()?;
+        let now = addresses.borrow_and_update().clone();
+        Some((Happening::Addresses(now), addresses))
+    });
+    changes.boxed()
+}
+
+fn notices(watch: Watch) -> BoxStream<'static, Happening> {
+    let notices = stream::unfold(watch, |mut watch| async move {
+        match watch.next().await {
+            Ok(notice) => Some((Happening::Kernel(notice), watch)),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's messages about tables ended; they are compared every hour");
+                None
+            }
+        }
+    });
+    notices.boxed()
+}
+
+/// What has been listed in full at least once, and what a running listing has brought so far.
+#[derive(Default)]
+struct Lists {
+    services: Listing,
+    slices: Listing,
+    node: Listing,
+    ranges: Listing,
+    found_ranges: Vec<(String, Vec<IpNet>)>,
+}
+
+#[derive(Default)]
+struct Listing {
+    done: bool,
+    seen: BTreeSet<ServiceKey>,
+}
+
+impl Lists {
+    /// Nothing is programmed before (P10).
+    fn are_done(&self) -> bool {
+        [&self.services, &self.slices, &self.node, &self.ranges].iter().all(|listing| listing.done)
+    }
+}
+
+struct Driver {
+    agent: Agent,
+    lists: Lists,
+    node: Option<Node>,
+    local: BTreeSet<IpAddr>,
+    ranges: Vec<IpNet>,
+    ports: HealthCheckPorts,
+    events: Events,
+    complained: BTreeSet<ServiceKey>,
+    started: Timestamp,
+    /// When changes were made that the next sync carries to the kernel.
+    triggers: Vec<Timestamp>,
+    last_sync: Option<Instant>,
+    health: NodeHealth,
+    metrics: NodeMetrics,
+    ready: Health,
+    sweeps: mpsc::UnboundedSender<ServingByFrontend>,
+    settings: settings::Node,
+}
+
+impl Driver {
+    async fn drive(mut self, happenings: impl Stream<Item = Vec<Happening>>) -> anyhow::Result<()> {
+        tokio::pin!(happenings);
+        let mut hourly = tokio::time::interval_at(tokio::time::Instant::now() + COMPARE, COMPARE);
+        let mut clearing = tokio::time::interval(CLEAR);
+        clearing.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let due = self.due();
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                burst = happenings.next() => {
+                    let Some(burst) = burst else { bail!("all watches ended") };
+                    self.take_in(burst);
+                }
+                () = wait => self.sync().await,
+                _ = hourly.tick() => self.agent.compare(None),
+                _ = clearing.tick(), if self.agent.has_stale() => {
+                    tokio::task::block_in_place(|| self.agent.clear_stale());
+                }
+            }
+        }
+    }
+
+    /// When to sync: at once after a time of rest, otherwise not more often than we may.
+    fn due(&self) -> Option<Instant> {
+        if !self.lists.are_done() {
+            return None;
+        }
+        let next = self.agent.next()?;
+        let earliest = self.last_sync.map(|last| last + self.settings.min_sync_period);
+        Some(earliest.map_or(next, |earliest| earliest.max(next)))
+    }
+
+    fn take_in(&mut self, burst: Vec<Happening>) {
+        let was_waiting = self.agent.next().is_some();
+        for happening in burst {
+            match happening {
+                Happening::Service(event) => self.take_service(event),
+                Happening::Slice(event) => self.take_slice(event),
+                Happening::Node(event) => self.take_node(event),
+                Happening::Range(event) => self.take_range(event),
+                Happening::NoRanges => self.lists.ranges.done = true,
+                Happening::Addresses(local) => self.local = local,
+                Happening::Kernel(Notice::Deleted(family)) => {
+                    tracing::warn!(%family, "somebody deleted our table; making it anew");
+                    self.agent.compare(Some(family));
+                }
+                Happening::Kernel(Notice::Lost) => self.agent.compare(None),
+                // nft's changes are ours as a rule; what others change is undone at the next full comparison.
+                Happening::Kernel(Notice::Changed(..)) => {}
+            }
+        }
+        self.agent.set_facts(self.facts());
+        if !was_waiting && self.agent.next().is_some() {
+            self.agent.queued();
+        }
+    }
+
+    fn take_service(&mut self, event: Event<Service>) {
+        let listing = &mut self.lists.services;
+        match event {
+            Event::Init => listing.seen.clear(),
+            Event::InitApply(service) => {
+                listing.seen.extend(key(&service.metadata));
+                self.agent.index.apply_service(&service);
+            }
+            Event::InitDone => {
+                listing.done = true;
+                self.agent.index.keep_services(&std::mem::take(&mut listing.seen));
+            }
+            Event::Apply(service) => self.agent.index.apply_service(&service),
+            Event::Delete(service) => {
+                if let Some(key) = key(&service.metadata) {
+                    self.agent.index.delete_service(&key);
+                }
+            }
+        }
+    }
+
+    fn take_slice(&mut self, event: Event<EndpointSlice>) {
+        let listing = &mut self.lists.slices;
+        match event {
+            Event::Init => listing.seen.clear(),
+            Event::InitApply(slice) => {
+                listing.seen.extend(key(&slice.metadata));
+                self.agent.index.apply_slice(&slice);
+            }
+            Event::InitDone => {
+                listing.done = true;
+                self.agent.index.keep_slices(&std::mem::take(&mut listing.seen));
+            }
+            Event::Apply(slice) => {
+                self.triggers.extend(trigger_time(&slice, self.started));
+                self.agent.index.apply_slice(&slice);
+            }
+            Event::Delete(slice) => {
+                if let Some(key) = key(&slice.metadata) {
+                    self.agent.index.delete_slice(&key);
+                }
+            }
+        }
+    }
+
+    fn take_node(&mut self, event: Event<Node>) {
+        let listing = &mut self.lists.node;
+        match event {
+            Event::Init => listing.seen.clear(),
+            Event::InitApply(node) | Event::Apply(node) => {
+                listing.seen.insert(ServiceKey::new("", self.settings.node_name.clone()));
+                self.node = Some(node);
+            }
+            Event::InitDone => {
+                listing.done = true;
+                if listing.seen.is_empty() {
+                    tracing::warn!(node = self.settings.node_name, "there is no Node of this name: no NodePorts yet");
+                    self.node = None;
+                }
+            }
+            Event::Delete(_) => self.node = None,
+        }
+        // The last known state stands while the API server is away (P55).
+        if self.lists.node.done {
+            let eligible = eligibility::check(self.node.as_ref(), eligibility::DrainSignals::All);
+            self.health.set_eligible(eligible.is_ok());
+        }
+    }
+
+    fn take_range(&mut self, event: Event<ServiceCIDR>) {
+        let lists = &mut self.lists;
+        let read = |range: &ServiceCIDR| {
+            let cidrs = range.spec.iter().filter_map(|spec| spec.cidrs.as_ref()).flatten();
+            let parsed = cidrs.filter_map(|cidr| cidr.parse().ok()).collect::<Vec<IpNet>>();
+            (range.metadata.name.clone().unwrap_or_default(), parsed)
+        };
+        match event {
+            Event::Init => lists.found_ranges.clear(),
+            Event::InitApply(range) | Event::Apply(range) => {
+                let (name, cidrs) = read(&range);
+                lists.found_ranges.retain(|(known, _)| *known != name);
+                lists.found_ranges.push((name, cidrs));
+            }
+            Event::InitDone => lists.ranges.done = true,
+            Event::Delete(range) => lists.found_ranges.retain(|(known, _)| *known != read(&range).0),
+        }
+        if lists.ranges.done {
+            self.ranges = lists.found_ranges.iter().flat_map(|(_, cidrs)| cidrs).copied().collect();
+            self.ranges.sort();
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let primary = self.node.as_ref().map(primary_addresses).unwrap_or_default();
+        let mut node_addresses = self.local.clone();
+        node_addresses.extend(primary.iter().copied());
+        let labels = self.node.as_ref().and_then(|node| node.metadata.labels.as_ref());
+        Facts {
+            node_port_addresses: self.settings.nodeport_addresses.select(&primary, &self.local),
+            node_addresses,
+            service_ranges: self.ranges.clone(),
+            zone: labels.and_then(|labels| labels.get("topology.kubernetes.io/zone")).cloned(),
+            ..self.agent.facts.clone()
+        }
+    }
+
+    async fn sync(&mut self) {
+        self.last_sync = Some(Instant::now());
+        let serving = tokio::task::block_in_place(|| self.agent.sync());
+        let now = Timestamp::now();
+        for trigger in self.triggers.drain(..) {
+            self.metrics.programmed(trigger, now);
+        }
+        self.ready.set_ready(true);
+        // The sweeper ends with the process.
+        let _ = self.sweeps.send(serving);
+        self.open_health_checks().await;
+    }
+
+    async fn open_health_checks(&mut self) {
+        let selected = &self.agent.facts.node_port_addresses;
+        let addresses = self.settings.nodeport_addresses.listen_on(selected);
+        let failures = self.ports.reconcile(&addresses, self.agent.index.health_checks()).await;
+        let failed: BTreeSet<_> = failures.iter().map(|failure| failure.service.clone()).collect();
+        for failure in failures {
+            if !self.complained.contains(&failure.service) {
+                let note = failure.to_string();
+                tracing::warn!(service = %failure.service, "{note}");
+                self.tell(&failure.service, failure.uid, note);
+            }
+        }
+        self.complained = failed;
+    }
+
+    fn tell(&self, service: &ServiceKey, uid: String, note: String) {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            namespace: Some(service.namespace.clone()),
+            name: Some(service.name.clone()),
+            uid: Some(uid),
+            ..ObjectReference::default()
+        };
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            if let Err(error) = events.publish(&about, Kind::Warning, health_check_port::REASON, &note).await {
+                tracing::warn!(%error, "cannot publish an Event");
+            }
+        });
+    }
+}
+
+/// Deletes stale flows, one sweep at a time. What could not be swept is tried again with the next (P63).
+async fn sweep(mut due: mpsc::UnboundedReceiver<ServingByFrontend>, metrics: NodeMetrics, families: Vec<Family>) {
+    let mut kept = ServingByFrontend::default();
+    while let Some(next) = due.recv().await {
+        kept.extend(next);
+        while let Some(Some(more)) = due.recv().now_or_never() {
+            kept.extend(more);
+        }
+        let (serving, metrics, families) = (std::mem::take(&mut kept), metrics.clone(), families.clone());
+        let swept = tokio::task::spawn_blocking(move || sweep_once(serving, &metrics, &families));
+        kept = swept.await.unwrap_or_default();
+    }
+}
+
+/// Returns what is to be tried again.
+fn sweep_once(serving: ServingByFrontend, metrics: &NodeMetrics, families: &[Family]) -> ServingByFrontend {
+    let mut failed = false;
+    for family in families.iter().copied().filter(|family| !serving.is_empty(*family)) {
+        let started = Instant::now();
+        match flows::sweep(family, |flow| serving.is_stale(flow)) {
+            Ok(swept) => metrics.swept(family, swept, started.elapsed()),
+            Err(error) => {
+                failed = true;
+                tracing::warn!(%family, error = &error as &dyn std::error::Error, "cannot delete stale flows");
+            }
+        }
+    }
+    if failed { serving } else { ServingByFrontend::default() }
+}
