@@ -7,10 +7,11 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-
+from sandbox import netns, proxies
 from sandbox.aws import Account, LocalStack
 from sandbox.cluster import ControlPlane
 from sandbox.manifests import install
+from sandbox.rig import Rig
 from sandbox.scene import Scene
 from sandbox.weir import Weir
 
@@ -99,6 +100,27 @@ def weir(installed: list[Path], cluster: Scene, account: Account, tmp_path: Path
     factory.close()
 
 
+@pytest.fixture(scope="module", params=proxies.PROXIES)
+def proxy_kind(request: pytest.FixtureRequest) -> str:
+    """The same traffic meets each service proxy; what differs must be among the named improvements."""
+    if reason := netns.missing() or proxies.missing(request.param):
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def shared_rig(control_plane: ControlPlane, proxy_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(control_plane, tmp_path_factory.mktemp(proxy_kind), proxy_kind, f"rig-{next(_numbers)}") as rig:
+        yield rig
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    """Nodes, pods and a client, and a way to make Services, which end with the test."""
+    yield shared_rig
+    shared_rig.clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -127,6 +149,9 @@ def _diagnosis(fixtures: dict[str, object], torn_down: bool) -> dict[str, Callab
     match fixtures:
         case {"cluster": Scene() as scene}:
             parts["Services and their Events"] = scene.describe
+    match fixtures:
+        case {"rig": Rig() as rig}:
+            parts["nodes and their rules"] = rig.workers.describe
     return parts
 
 

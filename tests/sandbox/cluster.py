@@ -19,7 +19,8 @@ from sandbox import certificates
 from sandbox.kube import Kube
 from sandbox.process import LOOPBACK, Process, free_port
 
-SERVICE_RANGE = "10.96.0.0/16"
+#: A Service gets an IPv4 address unless it asks for more.
+SERVICE_RANGES = ("10.96.0.0/16", "fd00:96::/108")
 START_SECONDS = 60.0
 
 CONTROLLERS = (
@@ -88,14 +89,17 @@ class ControlPlane:
             raise RuntimeError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout
 
-    def write_kubeconfig(self, name: str, token: str) -> Path:
-        """A kubeconfig that verifies the API server and carries `token`."""
+    def write_kubeconfig(self, name: str, token: str, server: str | None = None) -> Path:
+        """A kubeconfig that verifies the API server and carries `token`; `server` if it is reached by another way."""
         authority = base64.b64encode(self._certificates.ca.read_bytes()).decode()
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [
-                {"name": "sandbox", "cluster": {"server": self.server, "certificate-authority-data": authority}}
+                {
+                    "name": "sandbox",
+                    "cluster": {"server": server or self.server, "certificate-authority-data": authority},
+                }
             ],
             "users": [{"name": name, "user": {"token": token}}],
             "contexts": [{"name": name, "context": {"cluster": "sandbox", "user": name}}],
@@ -136,7 +140,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--token-auth-file={tokens}",
             "--authorization-mode=RBAC",
-            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            f"--service-cluster-ip-range={','.join(SERVICE_RANGES)}",
             "--endpoint-reconciler-type=none",
             f"--disable-admission-plugins={','.join(DISABLED_ADMISSION)}",
             "--allow-privileged=true",

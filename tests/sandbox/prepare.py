@@ -29,7 +29,8 @@ from kubernetes import build as control_plane
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 REQUIREMENTS = ROOT / "localstack" / "requirements.txt"
 PLUGIN = ROOT / "localstack" / "plugin"
 #: What an earlier installation by hand may have left in the plugin's directory; setuptools would install it again.
@@ -42,6 +43,8 @@ PROGRESS_SECONDS = 15.0
 
 #: Commands that are neither built nor cached here, and the Debian package that brings each.
 SYSTEM_COMMANDS = {"cc": "gcc libc6-dev"}
+#: The same for tests with nodes in network namespaces. They need root; without it, they are skipped.
+NODE_COMMANDS = {"ip": "iproute2", "nft": "nftables", "conntrack": "conntrack", "iptables": "iptables"}
 
 HOW_TO_GET = {
     "cargo": "Install Rust with rustup (https://rustup.rs); rust-toolchain.toml then picks the version.",
@@ -70,6 +73,7 @@ def main() -> int:
         with locked(cache):
             system_commands()
             binaries = step("Kubernetes control plane", lambda: kubernetes(cache))
+            traffic = step("servers and clients", lambda: go_program(cache, HERE / "traffic"))
             base = step("Python packages", lambda: packages(cache))
             python = step("AWS emulator", lambda: emulator(cache, base))
     except (Missing, Failed) as error:
@@ -77,12 +81,13 @@ def main() -> int:
         return 1
     if options.print_env:
         print(f"export WEIR_K8S_BIN={shlex.quote(str(binaries))}")
+        print(f"export WEIR_TRAFFIC={shlex.quote(str(traffic))}")
         print(f"export WEIR_PYTHON={shlex.quote(str(python))}")
     return 0
 
 
 def kubernetes(cache: Path) -> Path:
-    """The directory with etcd, kube-apiserver, kube-controller-manager and kubectl."""
+    """The directory with etcd, kube-apiserver, kube-controller-manager, kube-proxy and kubectl."""
     home = cache / f"kubernetes-{digest(control_plane.INPUTS)}"
     binaries = home / "bin"
     if binaries.is_dir():
@@ -99,6 +104,22 @@ def kubernetes(cache: Path) -> Path:
         home.mkdir(exist_ok=True)
         out.rename(binaries)  # a directory that exists is complete
     return binaries
+
+
+def go_program(cache: Path, directory: Path) -> Path:
+    """The program of a Go module of ours, called like its directory."""
+    files = [path for path in sorted(directory.iterdir()) if path.suffix in {".go", ".mod", ".sum"}]
+    program = cache / f"{directory.name}-{digest(files)}" / directory.name
+    if program.is_file():
+        return program
+    require("go", f"{directory.name} is built from source")
+    program.parent.mkdir(exist_ok=True)
+    unfinished = program.with_suffix(".unfinished")
+    flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"]
+    command: list[str | Path] = ["go", "build", *flags, "-o", unfinished, "."]
+    run(f"building {directory.name}", command, cwd=directory, env=control_plane.environment())
+    unfinished.rename(program)
+    return program
 
 
 def packages(cache: Path) -> Path:
@@ -169,14 +190,23 @@ def require(command: str, why: str) -> None:
 
 def system_commands() -> None:
     """Installs what Debian has and this machine lacks, if we may; otherwise says the command to run."""
-    packages = [package for command, package in SYSTEM_COMMANDS.items() if shutil.which(command) is None]
-    if not packages:
+    required, for_nodes = absent_packages(SYSTEM_COMMANDS), absent_packages(NODE_COMMANDS)
+    if not required and not for_nodes:
         return
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *" ".join(packages).split()]
+    install = ["apt-get", "install", "--yes", "--no-install-recommends"]
     if shutil.which("apt-get") is None or os.geteuid() != 0:
-        raise Missing(f"a system package is missing. As root, run: {' '.join(install)}")
+        if required:
+            raise Missing(f"a system package is missing. As root, run: {' '.join([*install, *required])}")
+        say(f"tests with nodes will be skipped; they need root and: {' '.join([*install, *for_nodes])}")
+        return
     run("updating the package list", ["apt-get", "update", "--quiet"])
-    run("installing system packages", install)
+    run("installing system packages", [*install, *required, *for_nodes])
+
+
+def absent_packages(commands: dict[str, str]) -> list[str]:
+    """The packages of those commands that are not installed."""
+    absent = [package for command, package in commands.items() if shutil.which(command) is None]
+    return " ".join(absent).split()
 
 
 def sources(directory: Path) -> list[Path]:

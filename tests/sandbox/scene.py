@@ -51,8 +51,11 @@ class Scene:
         }
         return self.kube.create(self.path("services"), service)
 
-    def run_pod(self, name: str, node: str, ip: str, labels: dict[str, str]) -> Object:
-        """A Pod object that looks scheduled, running and Ready, as a kubelet would report it."""
+    def run_pod(self, name: str, node: str, ip: str, labels: dict[str, str], *more_ips: str) -> Object:
+        """A Pod object that looks scheduled, running and Ready, as a kubelet would report it.
+
+        A dual-stack Pod has its address of the other family in `more_ips`.
+        """
         pod = {
             "metadata": {"name": name, "labels": labels},
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
@@ -61,7 +64,7 @@ class Scene:
         status = {
             "phase": "Running",
             "podIP": ip,
-            "podIPs": [{"ip": ip}],
+            "podIPs": [{"ip": each} for each in (ip, *more_ips)],
             "conditions": [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady", "PodScheduled")],
         }
         return self.kube.patch(self.path("pods", name) + "/status", {"status": status})

@@ -8,11 +8,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-#: What a test cluster needs. `cmd/kube-proxy` is pinned in go.mod as well and builds the same way.
+#: What a test cluster needs, and the service proxy that weir's is compared with.
 BINARIES = {
     "etcd": "go.etcd.io/etcd/server/v3",
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
 

@@ -1,0 +1,103 @@
+"""Worker nodes that really forward: a fabric, Node objects for its nodes, and on each a service proxy of one kind."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sandbox.cluster import ControlPlane
+from sandbox.fabric import FAMILIES, Fabric, Node, Pod
+from sandbox.kube import Object
+from sandbox.netns import Relay
+from sandbox.process import free_port
+from sandbox.proxies import PROXIES, ServiceProxy
+from sandbox.scene import NODES
+from sandbox.wire import Server
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+class Workers:
+    """Context manager: `fabric` and what runs on it exist inside it, and are gone after it.
+
+    `kind` is a service proxy's, see `sandbox.proxies.PROXIES`; `directory` holds logs and configurations.
+    """
+
+    def __init__(self, control_plane: ControlPlane, directory: Path, kind: str, **settings: Any) -> None:
+        self.control_plane, self.directory, self.kind = control_plane, directory, kind
+        self.kube = control_plane.kube
+        self.fabric = Fabric()
+        self.proxies: dict[str, ServiceProxy] = {}
+        self.servers: dict[str, Server] = {}
+        self._settings = settings
+        self._relays: dict[str, Relay] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._open.enter_context(self.fabric)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def add_node(self, name: str, zone: str = "us-east-1a", manifest: Object | None = None) -> Node:
+        """A node and its Node object; its proxy starts, but is not awaited: see `wait_ready`.
+
+        `manifest` is the Node object of an instance that the cloud knows already, called the same; the fabric's
+        addresses take the place of the cloud's.
+        """
+        node = self.fabric.add_node(name, zone)
+        body = manifest or {"metadata": {"name": name, "labels": {ZONE_LABEL: zone, "kubernetes.io/hostname": name}}}
+        addresses = [{"type": "InternalIP", "address": node.address(family)} for family in FAMILIES]
+        addresses.append({"type": "Hostname", "address": name})
+        ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
+        self.kube.create(NODES, {**body, "status": {"addresses": addresses, "conditions": [ready]}})
+        self._open.callback(self.kube.delete, f"{NODES}/{name}")
+        proxy = PROXIES[self.kind](node, self.kubeconfig(node), self.directory, **self._settings)
+        self.proxies[name] = proxy
+        proxy.start()
+        self._open.callback(proxy.stop)
+        return node
+
+    def wait_ready(self) -> None:
+        """Returns when every node's proxy has programmed what exists."""
+        for proxy in self.proxies.values():
+            proxy.wait_ready()
+
+    def kubeconfig(self, node: Node) -> Path:
+        """A kubeconfig for processes in a node's namespace: the API server is at a loopback port of it."""
+        relay = self.relay(node)
+        server = f"https://127.0.0.1:{relay.port}"
+        return self.control_plane.write_kubeconfig(f"{node.name}-{relay.port}", self.control_plane.token, server)
+
+    def relay(self, node: Node) -> Relay:
+        """The node's way to the API server. `pause` it to see what an agent does without one."""
+        if node.name not in self._relays:
+            relay = Relay(node.namespace, int(self.control_plane.server.rpartition(":")[2]), free_port())
+            self._open.callback(relay.close)
+            self._relays[node.name] = relay
+        return self._relays[node.name]
+
+    def add_pod(self, node: Node, name: str, **server: Any) -> Pod:
+        """A pod with a server in it, called like it. No Pod object is made: see `Scene.run_pod` and `Services`."""
+        pod = self.fabric.add_pod(node, name)
+        self.servers[name] = Server(pod, self.directory, **server)
+        return pod
+
+    def remove_pod(self, pod: Pod) -> None:
+        """Ends its server, which answers what it has begun, and takes away its namespace."""
+        self.servers.pop(pod.name).stop()
+        self.fabric.remove_pod(pod)
+
+    def describe(self) -> str:
+        """The rules of each node and the end of its proxy's log, for a person."""
+        parts = []
+        for name, node in self.fabric.nodes.items():
+            rules = node.namespace.run("nft", "list", "ruleset")
+            parts += [f"--- {name}", self.proxies[name].process.tail(15), *rules.splitlines()[:200]]
+        return "\n".join(parts)
