@@ -450,28 +450,38 @@ def servers(rig: Rig, source: Host, address: str, port: int, count: int = 20) ->
     return {reply.server for reply in rig.question(source).many(count, address, port)}
 
 
+def reach(rig: Rig, source: Host, address: str, port: int, count: int) -> None:
+    """Waits until so many pods answer, and nothing else does."""
+
+    def check() -> bool:
+        found = servers(rig, source, address, port)
+        return len(found) == count and found <= {"a1", "a2", "b1"}
+
+    soon(check)
+
+
 def test_affinity_pins_a_client_whatever_the_frontend(rig: Rig) -> None:
     """P38, P40: turned on and off on a live Service."""
     service = rig.service([rig.a1, rig.a2, rig.b1], type="NodePort", **pinned(600))
     for family in FAMILIES:
         address = service.cluster_ip(family)
-        soon(lambda address=address: len(servers(rig, rig.outside, address, 80)) == 1)
+        reach(rig, rig.outside, address, 80, 1)
         by_cluster_ip = servers(rig, rig.outside, address, 80)
         assert servers(rig, rig.outside, rig.node_a.address(family), service.node_port()) == by_cluster_ip
     clients = [rig.question(rig.outside, address=extra[4]) for extra in rig.outside.extra]
     chosen = [{reply.server for reply in client.many(5, service.cluster_ip(), 80)} for client in clients]
     assert all(len(each) == 1 for each in chosen)
     service.patch(sessionAffinity="None", sessionAffinityConfig=None)
-    soon(lambda: len(servers(rig, rig.outside, service.cluster_ip(), 80)) == 3)
+    reach(rig, rig.outside, service.cluster_ip(), 80, 3)
     service.patch(**pinned(600))
-    soon(lambda: len(servers(rig, rig.outside, service.cluster_ip(), 80)) == 1)
+    reach(rig, rig.outside, service.cluster_ip(), 80, 1)
 
 
 def test_affinity_ends_after_idle_seconds_and_each_connection_begins_them_again(rig: Rig) -> None:
     """P39."""
     service = rig.service([rig.a1, rig.a2, rig.b1], **pinned(1))
     address = service.cluster_ip()
-    soon(lambda: len(servers(rig, rig.caller, address, 80)) == 1)
+    reach(rig, rig.caller, address, 80, 1)
     first = servers(rig, rig.caller, address, 80, 1)
     for _ in range(4):  # longer than the timeout, never idle for so long
         time.sleep(0.5)
@@ -489,7 +499,7 @@ def test_affinity_is_left_when_the_pinned_endpoint_goes(rig: Rig) -> None:
     """P41."""
     service = rig.service([rig.a1, rig.b1], **pinned(600))
     address = service.cluster_ip()
-    soon(lambda: len(servers(rig, rig.caller, address, 80)) == 1)
+    reach(rig, rig.caller, address, 80, 1)
     [first] = servers(rig, rig.caller, address, 80)
     rest = rig.b1 if first == "a1" else rig.a1
     service.set_endpoints([rest])

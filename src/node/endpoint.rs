@@ -1,6 +1,6 @@
 //! EndpointSlices → the endpoints a connection may go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1;
@@ -144,11 +144,13 @@ pub fn choose<'a>(
     }
 }
 
-/// Addresses of ready endpoints on our node, over all ports of a Service (P48).
+/// Ready endpoints on our node, over all ports of a Service (P48). A pod of two families is one endpoint.
 pub fn count_local<'a>(slices: impl Iterator<Item = &'a Slice>) -> usize {
     let endpoints = slices.flat_map(|slice| &slice.endpoints);
     let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.ready);
-    ready.map(|endpoint| endpoint.address).collect::<std::collections::BTreeSet<_>>().len()
+    let addresses: BTreeSet<_> = ready.map(|endpoint| endpoint.address).collect();
+    let of_v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    of_v4.max(addresses.len() - of_v4)
 }
 
 /// The endpoints of a port. The same one may be in two slices for a moment; it is what the better of them says.

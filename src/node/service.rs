@@ -128,11 +128,8 @@ impl Service {
 
     /// Ranges of a family that guard the load balancers' addresses, or `None` if every source may use them.
     pub fn guard(&self, family: Family) -> Option<Vec<IpNet>> {
-        if self.source_ranges.is_empty() {
-            return None;
-        }
         let mut ranges: Vec<_> = self.source_ranges.iter().filter(|range| family.has(range.addr())).copied().collect();
-        if ranges.iter().any(|range| range.prefix_len() == 0) {
+        if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
             return None;
         }
         // nft refuses ranges that overlap.
@@ -257,7 +254,7 @@ mod tests {
         assert_eq!(guard(json!([])), (None, None));
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(guard(json!([" 10.1.2.3/16 ", "10.1.4.0/24", "fd00::/8"])), (some("10.1.0.0/16"), some("fd00::/8")));
-        assert_eq!(guard(json!(["0.0.0.0/0", "10.0.0.0/8"])), (None, some("")));
+        assert_eq!(guard(json!(["0.0.0.0/0", "10.0.0.0/8"])), (None, None));
     }
 
     #[test]

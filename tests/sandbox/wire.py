@@ -191,7 +191,7 @@ def get(source: Host, address: str, port: int, path: str = "/", method: str = "G
         body = json.loads(text)
     except ValueError:
         body = text
-    return Answer(response.status, dict(response.getheaders()), body)
+    return Answer(response.status, response.headers, body)
 
 
 @dataclass(frozen=True)
