@@ -84,6 +84,8 @@ pub struct State {
     pub workers: BTreeMap<String, Worker>,
     /// Networks of instances.
     pub instances: BTreeMap<InstanceId, Instance>,
+    /// Auto Scaling groups of which a node's network has been read, even if that node is gone.
+    pub surveyed: BTreeSet<AsgName>,
     /// Tags of the security groups that instances carry.
     pub group_tags: BTreeMap<SecurityGroupId, Tags>,
     /// Auto Scaling groups of instances.
@@ -463,19 +465,32 @@ impl State {
         self.foreign.get(arn).is_some_and(|since| now - *since < FOREIGN_TAGS_LIFETIME)
     }
 
-    /// Whether some node may need rules in a security group that no node before it had: it is in no Auto Scaling group,
-    /// or the first of its group, and its network has not been read. Others are set up as their siblings are.
-    pub fn lacks_networks(&self, cluster: &str) -> bool {
+    /// Takes the nodes as they are now.
+    ///
+    /// Returns whether one of them may need rules in a security group that no node before it had: it is in no Auto
+    /// Scaling group, or the first of its group, and its network has not been read. Others are set up as their siblings
+    /// are, or were.
+    pub fn replace_workers(&mut self, cluster: &str, workers: BTreeMap<String, Worker>) -> bool {
+        let (read, _) = self.nodes_by_network(cluster);
+        self.surveyed.extend(read.into_iter().flatten());
+        self.surveyed.retain(|asg| self.observed.asgs.contains_key(asg));
+        self.workers = workers;
+        let (read, unread) = self.nodes_by_network(cluster);
+        self.surveyed.extend(read.into_iter().flatten());
+        unread.into_iter().any(|asg| asg.is_none_or(|asg| !self.surveyed.contains(&asg)))
+    }
+
+    /// Auto Scaling groups of nodes whose network has been read, and of those whose has not.
+    fn nodes_by_network(&self, cluster: &str) -> (Vec<Option<AsgName>>, Vec<Option<AsgName>>) {
         let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
         let scene = self.scene(cluster, &refusing, &unfit);
-        let nodes = self.workers.values().filter(|worker| worker.eligible);
-        let nodes = nodes.filter_map(|worker| {
-            let instance = worker.instance.as_ref().ok()?;
-            Some((self.instances.contains_key(instance), membership_of(&scene, worker, instance)?))
-        });
-        let (read, unread): (Vec<_>, Vec<_>) = nodes.partition(|(is_read, _)| *is_read);
-        let groups: BTreeSet<_> = read.into_iter().filter_map(|(_, asg)| asg).collect();
-        unread.into_iter().any(|(_, asg)| asg.is_none_or(|asg| !groups.contains(&asg)))
+        let (mut read, mut unread) = (Vec::new(), Vec::new());
+        for worker in self.workers.values().filter(|worker| worker.eligible) {
+            let Ok(instance) = &worker.instance else { continue };
+            let Some(asg) = membership_of(&scene, worker, instance) else { continue };
+            if self.instances.contains_key(instance) { read.push(asg) } else { unread.push(asg) }
+        }
+        (read, unread)
     }
 
     /// One security group for each way the nodes are set up.

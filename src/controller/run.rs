@@ -174,8 +174,7 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
                 // A heartbeat, most likely.
                 continue;
             }
-            state.workers = workers;
-            state.facts.is_none() || state.lacks_networks(&account.policy.cluster)
+            state.replace_workers(&account.policy.cluster, workers) || state.facts.is_none()
         };
         account.placement.notify_one();
         if lacks_network {

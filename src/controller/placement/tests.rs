@@ -746,3 +746,18 @@ proptest! {
         world.settle();
     }
 }
+
+#[test]
+fn a_group_is_surveyed_once_whoever_of_it_is_left() {
+    let workers = |instances: &[&str]| Stage::default().nodes(instances).state.workers;
+    let mut stage = Stage::default().asg("workers", &["i-1", "i-2", "i-3"]).nodes(&["i-1", "i-2"]);
+    let network = crate::aws::ec2::Instance { vpc: "vpc-1".into(), groups: BTreeSet::new() };
+    stage.state.instances.insert("i-1".into(), network);
+    // The one whose network was read leaves in the moment in which another comes.
+    assert!(!stage.state.replace_workers(CLUSTER, workers(&["i-2", "i-3"])));
+    // A node of no group is nobody's sibling, and neither is the first one of another group.
+    stage.state.membership.insert("i-9".into(), None);
+    assert!(stage.state.replace_workers(CLUSTER, workers(&["i-2", "i-9"])));
+    let mut stage = stage.asg("more", &["i-4"]);
+    assert!(stage.state.replace_workers(CLUSTER, workers(&["i-2", "i-4"])));
+}

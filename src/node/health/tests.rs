@@ -13,6 +13,12 @@ fn health() -> NodeHealth {
     NodeHealth::new(Family::ALL, Duration::from_mins(1))
 }
 
+fn synced() -> NodeHealth {
+    let health = health();
+    Family::ALL.into_iter().for_each(|family| health.applied(family, at(0)));
+    health
+}
+
 fn shown((code, body): (StatusCode, Body)) -> (u16, Value) {
     (code.as_u16(), serde_json::to_value(body).unwrap())
 }
@@ -53,6 +59,7 @@ fn p51_the_body_of_healthz() {
     health.queued(Family::Ipv4, at(0));
     health.taken(Family::Ipv4);
     health.applied(Family::Ipv4, at(1));
+    health.applied(Family::Ipv6, at(0));
     let expected = json!({
         "lastUpdated": "1970-01-01T00:00:10Z",
         "currentTime": "1970-01-01T00:00:10Z",
@@ -60,12 +67,22 @@ fn p51_the_body_of_healthz() {
         "healthy": true,
         "status": {
             "IPv4": { "lastUpdated": "1970-01-01T00:00:01Z", "healthy": true },
-            "IPv6": { "lastUpdated": null, "healthy": true },
+            "IPv6": { "lastUpdated": "1970-01-01T00:00:00Z", "healthy": true },
         },
     });
     assert_eq!(shown(health.healthz(at(10))), (200, expected));
     let text = serde_json::to_string(&health.healthz(at(10)).1).unwrap();
     assert!(text.starts_with(r#"{"lastUpdated":"1970-01-01T00:00:10Z","currentTime":"#), "{text}");
+}
+
+#[test]
+fn a_node_that_has_programmed_nothing_yet_lives_but_takes_no_traffic() {
+    let health = health();
+    health.applied(Family::Ipv4, at(1));
+    assert_eq!(shown(health.healthz(at(10))).0, 503);
+    assert_eq!(shown(health.livez(at(10))).0, 200);
+    health.applied(Family::Ipv6, at(2));
+    assert_eq!(shown(health.healthz(at(10))).0, 200);
 }
 
 #[test]
@@ -81,7 +98,7 @@ fn p52_one_late_family_makes_the_node_unhealthy_and_leaves_last_updated_old() {
 
 #[test]
 fn p53_p54_an_ineligible_node_fails_healthz_but_not_livez() {
-    let health = health();
+    let health = synced();
     health.set_eligible(false);
     let (code, body) = shown(health.healthz(at(10)));
     assert_eq!((code, &body["healthy"], &body["nodeEligible"]), (503, &json!(true), &json!(false)));
@@ -106,7 +123,7 @@ pub async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> io:
 async fn p51_p54_the_server_answers_with_code_headers_and_counts() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let health = health();
+    let health = synced();
     health.set_eligible(false);
     let (counted, mut counts) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(serve(listener, health, move |probe, code| counted.send((probe, code.as_u16())).unwrap()));
