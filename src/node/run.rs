@@ -94,12 +94,12 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
     serve(&settings, &health, &metrics, &ready).await?;
 
     let ours: Vec<_> = tables.iter().map(Table::port).collect();
-    let watch = Watch::open(TABLE, &ours).context("cannot watch the kernel's tables")?;
-    let addresses = follow::addresses().await?;
     let index = Index::new(settings.node_name.clone(), settings.proxy_mode(), settings.external_ips);
     let facts = first_facts(&settings);
     let agent = Agent::new(tables, index, facts, health.clone(), metrics.clone(), settings.sync_period)
         .context("cannot read the rules that are there")?;
+    let watch = Watch::open(TABLE, &ours).context("cannot watch the kernel's tables")?;
+    let addresses = follow::addresses().await?;
     let happenings = happenings(&client, &settings, addresses, watch);
     let (sweeps, swept) = mpsc::unbounded_channel();
     tokio::spawn(sweep(swept, metrics.clone(), families));
