@@ -157,6 +157,24 @@ class Fabric:
             self._owners |= dict.fromkeys(more.values(), name)
         return host
 
+    def add_client_behind(self, router: Host, name: str, addresses: Addresses, gateway: Addresses) -> Host:
+        """A host that reaches the fabric through another, which must forward; nodes need a route to it."""
+        host = Host(self._namespace(name), addresses)
+        connect(router.namespace, f"to-{name}"[:15], host.namespace, "eth0")
+        router.namespace.ip(
+            *(self._add_to(f"to-{name}"[:15], family, gateway[family], _PREFIX[family]) for family in FAMILIES)
+        )
+        host.namespace.ip(
+            *(self._add_to("eth0", family, host.address(family), _PREFIX[family]) for family in FAMILIES),
+            *(f"route add default via {gateway[family]}" for family in FAMILIES),
+        )
+        self._owners |= dict.fromkeys(addresses.values(), name)
+        return host
+
+    def spare_address(self, family: Family) -> str:
+        """An address of the fabric that nobody has had."""
+        return self._next_addresses()[family]
+
     def add_node(self, name: str, zone: str = "us-east-1a", addresses: Addresses | None = None) -> Node:
         """A worker node; `addresses` if they are decided elsewhere, from 172.30.0.0/24 and fd00:30::/64."""
         namespace = self._namespace(name)

@@ -131,12 +131,11 @@ class Relay:
     So a node reaches the API server without any route between the fabric and the host.
     """
 
-    def __init__(self, namespace: Namespace, target: int, port: int | None = None) -> None:
+    def __init__(self, namespace: Namespace, target: int) -> None:
         self._target = target
         self._paused = False
         self._listener = namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((LOOPBACK, port or free_port()))
+        self._listener.bind((LOOPBACK, free_port()))
         self._listener.listen(64)
         self.port: int = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()

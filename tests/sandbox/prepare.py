@@ -74,6 +74,7 @@ def main() -> int:
             system_commands()
             binaries = step("Kubernetes control plane", lambda: kubernetes(cache))
             traffic = step("servers and clients", lambda: go_program(cache, HERE / "traffic"))
+            dns = step("CoreDNS", lambda: go_program(cache, HERE / "coredns"))
             base = step("Python packages", lambda: packages(cache))
             python = step("AWS emulator", lambda: emulator(cache, base))
     except (Missing, Failed) as error:
@@ -82,6 +83,7 @@ def main() -> int:
     if options.print_env:
         print(f"export WEIR_K8S_BIN={shlex.quote(str(binaries))}")
         print(f"export WEIR_TRAFFIC={shlex.quote(str(traffic))}")
+        print(f"export WEIR_COREDNS={shlex.quote(str(dns))}")
         print(f"export WEIR_PYTHON={shlex.quote(str(python))}")
     return 0
 

@@ -175,18 +175,20 @@ class Answer:
     body: Any
 
 
-def get(source: Host, address: str, port: int, path: str = "/", method: str = "GET") -> Answer | None:
-    """One HTTP request; `None` if nobody listens. `body` is parsed JSON if it is JSON, text otherwise."""
+def get(
+    source: Host, address: str, port: int, path: str = "/", method: str = "GET", patience: float = PATIENCE
+) -> Answer | None:
+    """One HTTP request; `None` if nobody listens or answers. `body` is parsed JSON if it is JSON, text otherwise."""
     family = socket.AF_INET6 if family_of(address) == 6 else socket.AF_INET
     with source.namespace.socket(family, socket.SOCK_STREAM) as connection:
         try:
-            _connect(connection, (address, port), PATIENCE)
-        except (ConnectionRefusedError, TimeoutError):
+            _connect(connection, (address, port), patience)
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: sandbox\r\nConnection: close\r\n\r\n".encode())
+            response = http.client.HTTPResponse(connection, method=method)
+            response.begin()
+            text = response.read().decode()
+        except (OSError, http.client.HTTPException):
             return None
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: sandbox\r\nConnection: close\r\n\r\n".encode())
-        response = http.client.HTTPResponse(connection, method=method)
-        response.begin()
-        text = response.read().decode()
     try:
         body = json.loads(text)
     except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,8 @@ from sandbox.cluster import ControlPlane
 from sandbox.fabric import FAMILIES, Fabric, Node, Pod
 from sandbox.kube import Object
 from sandbox.netns import Relay
-from sandbox.process import free_port
 from sandbox.proxies import PROXIES, ServiceProxy
-from sandbox.scene import NODES
+from sandbox.scene import NODES, Scene
 from sandbox.wire import Server
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -31,6 +31,8 @@ class Workers:
         self.fabric = Fabric()
         self.proxies: dict[str, ServiceProxy] = {}
         self.servers: dict[str, Server] = {}
+        self.instances: dict[str, Node] = {}
+        """Nodes by the id of their instance, if they were made from a cloud's manifest."""
         self._settings = settings
         self._relays: dict[str, Relay] = {}
         self._open = ExitStack()
@@ -58,6 +60,8 @@ class Workers:
         ready = {"type": "Ready", "status": "True", "reason": "KubeletReady"}
         self.kube.create(NODES, {**body, "status": {"addresses": addresses, "conditions": [ready]}})
         self._open.callback(self.kube.delete, f"{NODES}/{name}")
+        if provider := body.get("spec", {}).get("providerID"):
+            self.instances[provider.rpartition("/")[2]] = node
         proxy = PROXIES[self.kind](node, self.kubeconfig(node), self.directory, **self._settings)
         self.proxies[name] = proxy
         proxy.start()
@@ -75,10 +79,15 @@ class Workers:
         server = f"https://127.0.0.1:{relay.port}"
         return self.control_plane.write_kubeconfig(f"{node.name}-{relay.port}", self.control_plane.token, server)
 
+    @property
+    def api_port(self) -> int:
+        """The host's loopback port of the API server, where relays lead."""
+        return int(self.control_plane.server.rpartition(":")[2])
+
     def relay(self, node: Node) -> Relay:
         """The node's way to the API server. `pause` it to see what an agent does without one."""
         if node.name not in self._relays:
-            relay = Relay(node.namespace, int(self.control_plane.server.rpartition(":")[2]), free_port())
+            relay = Relay(node.namespace, self.api_port)
             self._open.callback(relay.close)
             self._relays[node.name] = relay
         return self._relays[node.name]
@@ -93,6 +102,20 @@ class Workers:
         """Ends its server, which answers what it has begun, and takes away its namespace."""
         self.servers.pop(pod.name).stop()
         self.fabric.remove_pod(pod)
+
+    def run_pod(self, scene: Scene, node: Node, name: str, labels: dict[str, str], **server: Any) -> Pod:
+        """A pod with a server in it, and its Pod object: the control plane's controllers do the rest."""
+        pod = self.add_pod(node, name, **server)
+        scene.run_pod(name, node.name, pod.address(4), labels, pod.address(6))
+        return pod
+
+    def end_pod(self, scene: Scene, pod: Pod, pause: float = 0.5) -> None:
+        """Ends a pod as a kubelet does: it drains, and after a preStop pause its server is told to end."""
+        path = scene.path("pods", pod.name)
+        self.kube.delete(path)
+        time.sleep(pause)
+        self.remove_pod(pod)
+        self.kube.delete(path, gracePeriodSeconds="0")
 
     def describe(self) -> str:
         """The rules of each node and the end of its proxy's log, for a person."""
