@@ -1,7 +1,6 @@
 //! Rules and chains as values: rendered for nft here, walked by the tracer next door.
 
 use std::fmt::{self, Write as _};
-use std::time::Duration;
 
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
@@ -90,7 +89,8 @@ pub enum Match {
     Marked(u32),
     /// Its source is pinned to an endpoint.
     Pinned(PinSet),
-    /// Within the last second another connection of the same source port went to the same endpoint.
+    /// A moment ago another connection from the same source port went to the same endpoint: it may have taken that port
+    /// on this node without being in the connection table yet, so that both would be given it and one would be dropped.
     PortTaken,
 }
 
@@ -236,9 +236,10 @@ impl Family {
     }
 }
 
-/// How long a source port counts as taken. The race it settles lasts microseconds; clients that reuse a port that soon
-/// do not exist, since they have thousands.
-pub const TAKEN: Duration = Duration::from_secs(1);
+/// How often a source port may be kept for connections to one endpoint: the race that this settles lasts microseconds.
+/// A longer moment would catch clients that reuse a port of their own, which must get the same port again: the endpoint
+/// may still have the old connection in TIME_WAIT, and refuses another client's timestamps there (PAWS).
+const KEPT_PER_SECOND: u32 = 100;
 
 impl Match {
     fn text(&self, family: Family) -> String {
@@ -255,7 +256,7 @@ impl Match {
             Self::Marked(mark) => format!("meta mark & {mark:#010x} != 0"),
             Self::Pinned(pins) => format!("{ip} saddr @{pins}"),
             Self::PortTaken => format!(
-                "update @{TAKEN_PORTS} {{ meta l4proto . th sport . {ip} daddr . th dport limit rate over 1/second burst 1 packets }}"
+                "update @{TAKEN_PORTS} {{ meta l4proto . th sport . {ip} daddr . th dport limit rate over {KEPT_PER_SECOND}/second burst 1 packets }}"
             ),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::Family;
 use super::object::{Collection, Key, Protocol, Value};
-use super::rule::{Chain, ChainName, PinSet, TAKEN, TAKEN_PORTS, digest};
+use super::rule::{Chain, ChainName, PinSet, TAKEN_PORTS, digest};
 
 /// Name of our table in either family.
 pub const TABLE: &str = "weir";
@@ -177,8 +177,7 @@ fn declarations(family: Family) -> Vec<String> {
     };
     let mut declared: Vec<_> = Collection::ALL.into_iter().map(declare).collect();
     declared.push(format!(
-        "set @{TAKEN_PORTS} {{ type inet_proto . inet_service . {kind} . inet_service; size 65535; flags dynamic,timeout; timeout {}s; }}",
-        TAKEN.as_secs()
+        "set @{TAKEN_PORTS} {{ type inet_proto . inet_service . {kind} . inet_service; size 65535; flags dynamic,timeout; timeout 1s; }}"
     ));
     declared
 }

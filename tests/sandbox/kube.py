@@ -80,6 +80,10 @@ class Kube:
         parameters = {"fieldManager": manager, "force": "true"}
         return self._call("PATCH", path, parameters, body, "application/apply-patch+yaml")
 
+    def put(self, path: str, body: Object) -> Object:
+        """Replaces an object, whatever it was."""
+        return self._call("PUT", path, {}, body)
+
     def patch(self, path: str, body: Patch, kind: str = "merge") -> Object:
         """`kind` is merge, json or strategic. A path that ends in `/status` patches the status."""
         return self._call("PATCH", path, {}, body, _PATCH_TYPES[kind])

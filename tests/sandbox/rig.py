@@ -33,12 +33,13 @@ ENOUGH = 24
 
 
 class Rig:
-    """Context manager. `settings` go to the proxies: see `ServiceProxy`."""
+    """Context manager. `settings` go to the proxies: see `ServiceProxy`. `outside` has as many addresses as `clients`."""
 
     def __init__(
-        self, control_plane: ControlPlane, directory: Path, kind: str, namespace: str, **settings: Any
+        self, control_plane: ControlPlane, directory: Path, kind: str, namespace: str, clients: int = 8, **settings: Any
     ) -> None:
         self.kind = kind
+        self._clients = clients
         self.directory = directory
         self.kube = control_plane.kube
         self.workers = Workers(control_plane, directory, kind, **settings)
@@ -50,7 +51,7 @@ class Rig:
     def __enter__(self) -> Self:
         self.workers.__enter__()
         try:
-            self.outside: Host = self.fabric.add_host("outside", addresses=8)
+            self.outside: Host = self.fabric.add_host("outside", addresses=self._clients)
             self.node_a: Node = self.workers.add_node("node-a", "us-east-1a")
             self.node_b: Node = self.workers.add_node("node-b", "us-east-1b")
             self.a1, self.a2, self.b1 = (

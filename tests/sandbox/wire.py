@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sandbox.fabric import Fabric, Host, family_of
-from sandbox.process import Process
+from sandbox.process import Process, wait_for
 
 Protocol = Literal["TCP", "UDP"]
 PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP")
@@ -221,6 +221,11 @@ class Load:
         command += [f"-{name.replace('_', '-')}={value}" for name, value in chosen.items()]
         log = directory / f"load-{next(_numbers)}.log"
         self._process: Process = source.namespace.start("load", command, log, {})
+
+    def wait(self, timeout: float) -> Report:
+        """Lets it come to its own end, after its `rounds` or `seconds`."""
+        wait_for(lambda: not self._process.alive, timeout, "the load to end")
+        return self.finish()
 
     def finish(self) -> Report:
         """Ends it, lets what is under way be answered, and says how it went."""

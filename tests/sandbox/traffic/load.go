@@ -41,6 +41,7 @@ type options struct {
 	rate     float64
 	clients  int
 	ports    int
+	rounds   int
 	seconds  time.Duration
 	timeout  time.Duration
 	slow     time.Duration
@@ -57,6 +58,7 @@ func load(arguments []string) error {
 	flags.Float64Var(&o.rate, "rate", 0, "requests per second, begun whether or not earlier ones are answered")
 	flags.IntVar(&o.clients, "clients", 0, "instead of a rate: so many ask one after the other")
 	flags.IntVar(&o.ports, "source-port", 0, "with -clients: all use this port in round 1, the next in round 2, and wait for each other")
+	flags.IntVar(&o.rounds, "rounds", 0, "with -source-port: end after so many, if -seconds are not over before")
 	flags.DurationVar(&o.seconds, "seconds", 5*time.Second, "how long")
 	flags.DurationVar(&o.timeout, "timeout", 3*time.Second, "after which a request has failed")
 	flags.DurationVar(&o.slow, "slow", 200*time.Millisecond, "after which an answered request counts as slow")
@@ -107,7 +109,7 @@ func atRate(done context.Context, o options, result *report) {
 
 // inRounds has every client use the same source port at the same moment: a NAT in between must tell them apart.
 func inRounds(done context.Context, o options, result *report) {
-	for round := 0; done.Err() == nil; round++ {
+	for round := 0; done.Err() == nil && (o.rounds == 0 || round < o.rounds); round++ {
 		var running sync.WaitGroup
 		for client := range o.clients {
 			running.Go(func() { result.count(o, once(o, o.local(client, o.ports+round))) })
