@@ -117,7 +117,7 @@ class LoadBalancers:
         targets = {arn: self._targets(group) for arn, group in groups.items()}
         for target in [target for each in targets.values() for target in each]:
             self._health[target].note(self._passes(target, groups[target.group]), groups[target.group])
-        for node in self._workers.fabric.nodes.values():
+        for node in self._workers.instances.values():
             node.route(_INTERNET_RANGE, via=self.host)
         self._program(self._lines(groups, targets))
 

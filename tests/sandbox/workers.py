@@ -68,6 +68,13 @@ class Workers:
         self._open.callback(proxy.stop)
         return node
 
+    def remove_node(self, name: str) -> None:
+        """A node that is gone: nothing of it answers. Its namespace stays until the fabric goes."""
+        self.proxies.pop(name).stop()
+        node = self.fabric.nodes[name]
+        self.instances = {instance: each for instance, each in self.instances.items() if each is not node}
+        node.namespace.ip("link set eth0 down")
+
     def wait_ready(self) -> None:
         """Returns when every node's proxy has programmed what exists."""
         for proxy in self.proxies.values():
