@@ -11,8 +11,9 @@ from typing import Any, Self
 from sandbox.cluster import ControlPlane
 from sandbox.fabric import FAMILIES, Fabric, Node, Pod
 from sandbox.kube import Object
+from sandbox.manifests import MANIFESTS
 from sandbox.netns import Relay
-from sandbox.proxies import PROXIES, ServiceProxy
+from sandbox.proxies import PROXIES, ServiceProxy, WeirNode
 from sandbox.scene import NODES, Scene
 from sandbox.wire import Server
 
@@ -39,6 +40,7 @@ class Workers:
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._token = self._agents_token()
         self._open.enter_context(self.fabric)
         return self
 
@@ -84,7 +86,15 @@ class Workers:
         """A kubeconfig for processes in a node's namespace: the API server is at a loopback port of it."""
         relay = self.relay(node)
         server = f"https://127.0.0.1:{relay.port}"
-        return self.control_plane.write_kubeconfig(f"{node.name}-{relay.port}", self.control_plane.token, server)
+        return self.control_plane.write_kubeconfig(f"{node.name}-{relay.port}", self._token, server)
+
+    def _agents_token(self) -> str:
+        """weir has no more rights than its installed role gives it."""
+        if self.kind != WeirNode.kind:
+            return self.control_plane.token
+        for name in ("00-rbac.yaml", "01-node-rbac.yaml"):
+            self.control_plane.kubectl("apply", "--server-side", "-f", MANIFESTS / name)
+        return self.kube.service_account_token("weir-system", "weir-node")
 
     @property
     def api_port(self) -> int:
