@@ -20,5 +20,7 @@ pub mod programme;
 pub mod question;
 pub mod ruleset;
 pub mod run;
+#[cfg(test)]
+mod scene;
 pub mod service;
 pub mod sysctl;

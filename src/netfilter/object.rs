@@ -112,10 +112,9 @@ pub const HIGH: u16 = 32_768;
 pub enum Private {
     /// Session affinity among the endpoints of a region.
     Affinity(Region),
-    /// The source ranges of its load balancer addresses, for inside sources.
-    GuardInside,
-    /// The same for all other sources.
-    GuardOutside,
+    /// The source ranges of its load balancer addresses. What comes after them is part of the name, as a hash: a chain
+    /// that goes to other endpoints is another chain, and elements point to it in the transaction that adds those.
+    Guard(u32),
 }
 
 /// A Service port, as the names of its own chains and sets have it: a hash, since names of Services can be longer than
@@ -180,11 +179,8 @@ impl fmt::Display for Target {
             Self::Own { id, private: Private::Affinity(region), source } => {
                 write!(f, "affinity-{id}{}{}", region_suffix(*region), source_suffix(*source))
             }
-            Self::Own { id, private: Private::GuardInside, source } => {
-                write!(f, "guard-inside-{id}{}", source_suffix(*source))
-            }
-            Self::Own { id, private: Private::GuardOutside, source } => {
-                write!(f, "guard-outside-{id}{}", source_suffix(*source))
+            Self::Own { id, private: Private::Guard(next), source } => {
+                write!(f, "guard-{id}-{next:08x}{}", source_suffix(*source))
             }
             Self::Pin { id, endpoint } => write!(f, "pin-{id}-{endpoint:08x}"),
             Self::Refuse => f.write_str(REFUSE),
@@ -241,8 +237,10 @@ impl Target {
                 Some(Self::Pick { protocol: Protocol::parse(protocol)?, count: count.parse().ok()?, region, source })
             }
             ("affinity", [id]) => Some(Self::Own { id: parse_id(id)?, private: Private::Affinity(region), source }),
-            ("guard", ["inside", id]) => Some(Self::Own { id: parse_id(id)?, private: Private::GuardInside, source }),
-            ("guard", ["outside", id]) => Some(Self::Own { id: parse_id(id)?, private: Private::GuardOutside, source }),
+            ("guard", [id, next]) => {
+                let private = Private::Guard(u32::from_str_radix(next, 16).ok()?);
+                Some(Self::Own { id: parse_id(id)?, private, source })
+            }
             _ => None,
         }
     }
@@ -474,8 +472,7 @@ mod tests {
                 targets.push(Target::Pick { protocol: Protocol::Sctp, count: 1000, region, source });
                 targets.push(Target::Own { id, private: Private::Affinity(region), source });
             }
-            targets.push(Target::Own { id, private: Private::GuardInside, source });
-            targets.push(Target::Own { id, private: Private::GuardOutside, source });
+            targets.push(Target::Own { id, private: Private::Guard(0xbeef), source });
         }
         for target in targets {
             assert_eq!(Target::parse(&target.to_string()), Some(target), "{target}");

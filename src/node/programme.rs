@@ -68,6 +68,8 @@ pub struct Programme {
     /// Elements whose claims have changed, with what the kernel has for them.
     pending: BTreeMap<Key, Option<Value>>,
     structure: Structure,
+    /// Chains of `structure` that the kernel does not have: if they go before they are made, nothing is to be deleted.
+    unmade: BTreeSet<Target>,
 }
 
 impl Programme {
@@ -145,13 +147,16 @@ impl Programme {
     pub fn take(&mut self) -> (Vec<Change>, Structure) {
         let pending = std::mem::take(&mut self.pending);
         let changes = pending.into_iter().map(|(key, old)| Change { key, old, new: self.value(&key) });
-        (changes.filter(|change| change.old != change.new).collect(), std::mem::take(&mut self.structure))
+        let changes = changes.filter(|change| change.old != change.new).collect();
+        self.unmade.clear();
+        (changes, std::mem::take(&mut self.structure))
     }
 
     /// Forgets what has changed: all of the kernel is about to be compared.
     pub fn forget(&mut self) {
         self.pending.clear();
         self.structure = Structure::default();
+        self.unmade.clear();
     }
 
     /// Whether another Service's value stands.
@@ -192,22 +197,29 @@ impl Programme {
         let (new_chains, new_pins) = private_of(now);
         let structure = &mut self.structure;
         for (target, chain) in &new_chains {
-            structure.stale_chains.remove(target);
+            let is_made = structure.stale_chains.remove(target) || chains.contains_key(target);
             if chains.get(target) != Some(chain) {
                 structure.write.insert(chain.name, (*chain).clone());
+            }
+            if !is_made {
+                self.unmade.insert(*target);
             }
         }
         for target in chains.keys().filter(|target| !new_chains.contains_key(target)) {
             structure.write.remove(&ChainName::Regular(*target));
-            structure.stale_chains.insert(*target);
+            if !self.unmade.remove(target) {
+                structure.stale_chains.insert(*target);
+            }
         }
         for set in new_pins.difference(&pins) {
-            structure.stale_pins.remove(set);
-            structure.new_pins.insert(*set);
+            if !structure.stale_pins.remove(set) {
+                structure.new_pins.insert(*set);
+            }
         }
         for set in pins.difference(&new_pins) {
-            structure.new_pins.remove(set);
-            structure.stale_pins.insert(*set);
+            if !structure.new_pins.remove(set) {
+                structure.stale_pins.insert(*set);
+            }
         }
     }
 }

@@ -26,9 +26,11 @@ use crate::netfilter::trace::{Elements, Origin, Packet, trace};
 use crate::settings::{self, NodeQuestion};
 
 /// Everything of one family, as the node computes it.
-struct Ruleset {
-    programme: Programme,
-    chains: BTreeMap<ChainName, Chain>,
+pub struct Ruleset {
+    /// Elements, and chains of single Service ports.
+    pub programme: Programme,
+    /// All chains.
+    pub chains: BTreeMap<ChainName, Chain>,
 }
 
 impl Elements for Programme {
@@ -82,7 +84,8 @@ async fn read(client: &kube::Client, settings: &settings::Node) -> anyhow::Resul
     Ok((index, facts))
 }
 
-fn ruleset(index: &Index, facts: &Facts, family: Family) -> Ruleset {
+/// Computes everything of one family.
+pub fn ruleset(index: &Index, facts: &Facts, family: Family) -> Ruleset {
     let mut programme = Programme::default();
     for (key, _) in index.services() {
         programme.set(key, index.contributions(family, key, facts, |_, _| Order::default()));

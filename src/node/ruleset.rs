@@ -95,7 +95,11 @@ fn leading(hash: &[u8]) -> u64 {
 fn endpoint_id(backend: Backend) -> u32 {
     let mut bytes = Vec::new();
     backend.write(&mut bytes);
-    u32::try_from(leading(&Sha256::digest(&bytes)) >> 32).unwrap_or_default()
+    u32_hash(&bytes)
+}
+
+fn u32_hash(bytes: &[u8]) -> u32 {
+    u32::try_from(leading(&Sha256::digest(bytes)) >> 32).unwrap_or_default()
 }
 
 /// Where a connection that meets a frontend goes.
@@ -173,9 +177,10 @@ fn kinds(family: Family, cluster_ip: IpAddr, service: &Service, port: &Port, fac
         outside: Route { policy: service.external_policy, source: outside },
         guard: None,
     };
-    let mut kinds = vec![cluster, external(of_family(&service.external_ips), port.port)];
     let balancers = external(of_family(&service.balancer_ips), port.port);
-    kinds.push(Kind { guard: guard(family, service, facts), ..balancers });
+    let balancers = Kind { guard: guard(family, service, facts), ..balancers };
+    // An external IP that is also a balancer's address is guarded as that.
+    let mut kinds = vec![cluster, balancers, external(of_family(&service.external_ips), port.port)];
     if let Some(node_port) = port.node_port {
         let addresses: Vec<_> = facts.node_port_addresses.iter().copied().collect();
         kinds.push(external(of_family(&addresses), node_port));
@@ -270,8 +275,8 @@ impl Writer<'_> {
         if kind.addresses.is_empty() {
             return;
         }
-        let inside = self.guarded(self.verdict(kind.inside), kind.guard.as_deref(), Private::GuardInside);
-        let outside = self.guarded(self.verdict(kind.outside), kind.guard.as_deref(), Private::GuardOutside);
+        let inside = self.guarded(self.verdict(kind.inside), kind.guard.as_deref());
+        let outside = self.guarded(self.verdict(kind.outside), kind.guard.as_deref());
         let uses = |policy| kind.inside.policy == policy || kind.outside.policy == policy;
         let low = uses(TrafficPolicy::Cluster) || self.layout.local.region == Region::Low;
         let high = uses(TrafficPolicy::Local) && self.layout.local.region == Region::High;
@@ -284,8 +289,7 @@ impl Writer<'_> {
             }
             let regions = [(low, 0, &self.layout.order.low), (high, HIGH, &self.layout.order.high)];
             for (_, base, backends) in regions.into_iter().filter(|(is_used, ..)| *is_used) {
-                let indices = base..;
-                let endpoints = indices.zip(backends);
+                let endpoints = (base..=u16::MAX).zip(backends);
                 let elements = endpoints.map(|(at, backend)| (Key::Endpoint(frontend, at), Value::Backend(*backend)));
                 self.made.elements.extend(elements);
             }
@@ -320,19 +324,20 @@ impl Writer<'_> {
     }
 
     /// The verdict for sources in the ranges only; all others are dropped.
-    fn guarded(&mut self, verdict: Value, ranges: Option<&[IpNet]>, private: Private) -> Value {
-        let Some(ranges) = ranges else { return verdict };
-        let mut rules = Vec::new();
-        match (ranges.is_empty(), verdict) {
-            (true, _) | (_, Value::Drop) => return Value::Drop,
-            (false, Value::Goto(target)) => {
-                rules.push(Rule::when(Match::SourceOutside(ranges.to_vec()), Statement::Drop));
-                rules.push(Rule::always(Statement::Goto(target)));
-            }
-            (false, Value::Member | Value::Backend(_)) => return verdict,
-        }
+    fn guarded(&mut self, verdict: Value, ranges: Option<&[IpNet]>) -> Value {
+        let (Some(ranges), Value::Goto(next)) = (ranges, verdict) else { return verdict };
+        let private = Private::Guard(u32_hash(next.to_string().as_bytes()));
         let target = Target::Own { id: self.id, private, source: SourceNat::Never };
-        self.made.chains.push(Chain::regular(target, rules));
+        let chain = Chain::regular(
+            target,
+            vec![
+                Rule::when(Match::SourceOutside(ranges.to_vec()), Statement::Drop),
+                Rule::always(Statement::Goto(next)),
+            ],
+        );
+        if !self.made.chains.contains(&chain) {
+            self.made.chains.push(chain);
+        }
         Value::Goto(target)
     }
 
@@ -341,8 +346,9 @@ impl Writer<'_> {
             self.write_affinity(seconds);
         }
         self.made.order = self.layout.order;
-        self.made.elements.sort_unstable();
-        self.made.elements.dedup();
+        // One address may be of several kinds: the first of them stands.
+        self.made.elements.sort_by_key(|(key, _)| *key);
+        self.made.elements.dedup_by_key(|(key, _)| *key);
         self.made
     }
 
