@@ -1,7 +1,7 @@
 //! What the ruleset does with the first packet of a connection, rule by rule: for tests, and for people.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use super::Family;
@@ -191,7 +191,7 @@ impl Walk<'_> {
                 let key = if *map == Collection::Inside { Key::Inside(frontend) } else { Key::Outside(frontend) };
                 match self.elements.value(&key) {
                     Some(Value::Goto(target)) => {
-                        self.steps[at] += &format!(" {{ {frontend} : goto {target} }}");
+                        let _ = write!(self.steps[at], " {{ {frontend} : goto {target} }}");
                         Some(self.chain(ChainName::Regular(target)))
                     }
                     Some(Value::Drop) => Some(End::Dropped),

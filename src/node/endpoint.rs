@@ -18,7 +18,7 @@ const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 struct Port {
     name: String,
     protocol: Protocol,
-    port: u16,
+    number: u16,
 }
 
 /// An endpoint of a slice.
@@ -63,7 +63,7 @@ impl Slice {
             Some(Port {
                 name: port.name.clone()?,
                 protocol: Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?,
-                port: port.port.and_then(port_number)?,
+                number: port.port.and_then(port_number)?,
             })
         });
         Some(Self {
@@ -164,7 +164,7 @@ fn endpoints<'a>(
     for slice in slices.filter(|slice| slice.family == family) {
         let ports = slice.ports.iter().filter(|port| port.name == name && port.protocol == protocol);
         for (port, endpoint) in ports.flat_map(|port| slice.endpoints.iter().map(move |endpoint| (port, endpoint))) {
-            let backend = Backend { address: endpoint.address, port: port.port };
+            let backend = Backend { address: endpoint.address, port: port.number };
             let rank = |endpoint: &Endpoint| (endpoint.ready, endpoint.is_draining(), endpoint.local);
             let known = endpoints.entry(backend).or_insert(endpoint);
             if rank(endpoint) > rank(known) {

@@ -85,20 +85,19 @@ impl Programme {
                 }
             }
         }
-        let before = if ports.is_empty() {
-            self.services.remove(service).unwrap_or_default()
-        } else {
-            self.services.insert(service.clone(), ports.clone()).unwrap_or_default()
-        };
+        let before = self.services.remove(service).unwrap_or_default();
         for (name, (rank, contribution)) in &before {
             let kept = ports.get(name).filter(|(now, _)| now == rank).map(|(_, contribution)| contribution);
             for (key, _) in &contribution.elements {
-                if !kept.is_some_and(|kept| kept.elements.binary_search_by_key(key, |(key, _)| *key).is_ok()) {
+                if kept.is_none_or(|kept| kept.elements.binary_search_by_key(key, |(key, _)| *key).is_err()) {
                     self.release(*key, *rank);
                 }
             }
         }
         self.restructure(before.values(), ports.values());
+        if !ports.is_empty() {
+            self.services.insert(service.clone(), ports);
+        }
         lost
     }
 

@@ -303,7 +303,11 @@ impl Writer<'_> {
             (0, _) if self.has_any => Value::Drop,
             (0, _) => Value::Goto(Target::Refuse),
             (_, Some(_)) => {
-                let private = Private::Affinity(self.affinity_region(route.policy));
+                // Chains of session affinity are not prefixes of each other, so policy Local has its own.
+                let private = Private::Affinity(match route.policy {
+                    TrafficPolicy::Cluster => Region::Low,
+                    TrafficPolicy::Local => Region::High,
+                });
                 Value::Goto(Target::Own { id: self.id, private, source: route.source })
             }
             (count, None) => Value::Goto(Target::Pick {
@@ -312,14 +316,6 @@ impl Writer<'_> {
                 region: pickable.region,
                 source: route.source,
             }),
-        }
-    }
-
-    /// Chains of session affinity are not prefixes of each other, so policy Local has its own.
-    fn affinity_region(&self, policy: TrafficPolicy) -> Region {
-        match policy {
-            TrafficPolicy::Cluster => Region::Low,
-            TrafficPolicy::Local => Region::High,
         }
     }
 

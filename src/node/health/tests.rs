@@ -15,7 +15,9 @@ fn health() -> NodeHealth {
 
 fn synced() -> NodeHealth {
     let health = health();
-    Family::ALL.into_iter().for_each(|family| health.applied(family, at(0)));
+    for family in Family::ALL {
+        health.applied(family, at(0));
+    }
     health
 }
 
