@@ -34,7 +34,7 @@ use super::{eligibility, sysctl};
 use crate::admin::{self, Health};
 use crate::cluster::event::{Events, Kind};
 use crate::model::id::ServiceKey;
-use crate::netfilter::netlink::{Notice, Watch};
+use crate::netfilter::netlink::{Channel, Notice, Watch};
 use crate::netfilter::script::TABLE;
 use crate::netfilter::{Family, flows};
 use crate::process::end_on_signal;
@@ -86,6 +86,9 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     set_sysctls(&settings);
+    if settings.mode == settings::NodeMode::Replace {
+        tell_of_kube_proxy();
+    }
     let tables = open_tables(settings.masquerade_mark)?;
     let families: Vec<_> = tables.iter().map(Table::family).collect();
     let health = NodeHealth::new(families.iter().copied(), settings.sync_period * 2);
@@ -137,6 +140,24 @@ fn open_tables(mark: u32) -> anyhow::Result<Vec<Table>> {
     let families = Family::ALL.into_iter().filter(|family| *family == Family::Ipv4 || has_v6);
     let tables = families.map(|family| Table::open(family, mark)).collect::<Result<_, _>>();
     tables.context("cannot open a netlink socket")
+}
+
+/// Rules of kube-proxy answer for Services that we no longer know of; who starts us in its place should end it and remove
+/// them, and is told how (P89).
+fn tell_of_kube_proxy() {
+    let Ok(mut channel) = Channel::open() else { return };
+    for family in Family::ALL {
+        let word = family.word();
+        if channel.has_table(family, "kube-proxy").unwrap_or(false) {
+            tracing::warn!("table {word} kube-proxy is there: end kube-proxy and run `kube-proxy --cleanup`");
+        }
+        let chains = channel.chains(family, "nat").unwrap_or_default();
+        if chains.contains_key("KUBE-SERVICES") {
+            tracing::warn!(
+                "chain KUBE-SERVICES of table {word} nat is there: end kube-proxy and run `kube-proxy --cleanup`"
+            );
+        }
+    }
 }
 
 fn set_sysctls(settings: &settings::Node) {
