@@ -11,6 +11,8 @@ pub mod agent;
 pub mod conntrack;
 pub mod eligibility;
 pub mod endpoint;
+#[cfg(test)]
+mod golden;
 pub mod health;
 pub mod health_check_port;
 pub mod index;

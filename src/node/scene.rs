@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
 use serde_json::{Value, json};
 
 use super::index::Index;
@@ -81,6 +83,18 @@ impl Scene {
         for family in Family::ALL {
             self.index.delete_slice(&key(&format!("{service}-{family}")));
         }
+    }
+
+    /// Lets an event happen; returns whether it is that things are carried on.
+    pub fn happen(&mut self, event: Event) -> bool {
+        match event {
+            Event::Service(name, service) => self.service(name, service),
+            Event::NoService(name) => self.index.delete_service(&key(name)),
+            Event::Endpoints(name, some) => self.endpoints(name, &some),
+            Event::NoEndpoints(name) => self.no_endpoints(name),
+            Event::Carry => return true,
+        }
+        false
     }
 
     pub fn ruleset(&self, family: Family) -> Ruleset {
@@ -194,4 +208,64 @@ fn merge(into: &mut Value, more: Value) {
         }
         (into, more) => *into = more,
     }
+}
+
+/// Something that the API server tells, or the moment at which what it told is carried on.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Service(&'static str, Value),
+    NoService(&'static str),
+    Endpoints(&'static str, Vec<&'static str>),
+    NoEndpoints(&'static str),
+    Carry,
+}
+
+const NAMES: [&str; 3] = ["one", "two", "three"];
+const ENDPOINTS: [&str; 8] =
+    ["near1", "near2 zone=a", "near3 draining", "near4 zone=b", "far1", "far2 zone=a", "far3 draining", "far4 unready"];
+
+prop_compose! {
+    /// Services that get into each other's way.
+    fn services()(
+        created in 1..3_u32,
+        cluster_ip in select(vec!["10.96.0.1", "10.96.0.2", "None"]),
+        numbers in subsequence(vec![80, 81], 1..=2),
+        node_port in proptest::option::of(30080..30082),
+        protocol in select(vec!["TCP", "UDP"]),
+        external_ips in subsequence(vec!["198.51.100.7", "198.51.100.8", "10.0.1.5"], 0..=2),
+        balancers in subsequence(vec!["198.51.100.8", "198.51.100.9"], 0..=2),
+        ranges in subsequence(vec!["203.0.113.0/24", "10.0.0.0/8"], 0..=2),
+        (external, internal) in (select(vec!["Cluster", "Local"]), select(vec!["Cluster", "Local"])),
+        affinity in proptest::option::of(5..7_u32),
+    ) -> Value {
+        let ports: Vec<_> = numbers.iter().enumerate().map(|(at, port)| json!({
+            "name": if at == 0 { "web" } else { "more" }, "port": port, "protocol": protocol,
+            "nodePort": if at == 0 { node_port } else { None },
+        })).collect();
+        let ingress: Vec<_> = balancers.iter().map(|ip| json!({"ip": ip})).collect();
+        json!({
+            "metadata": {"creationTimestamp": at(created)},
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": cluster_ip, "ports": ports, "externalIPs": external_ips,
+                "loadBalancerSourceRanges": ranges,
+                "externalTrafficPolicy": external, "internalTrafficPolicy": internal,
+                "sessionAffinity": if affinity.is_some() { "ClientIP" } else { "None" },
+                "sessionAffinityConfig": affinity.map(|seconds| json!({"clientIP": {"timeoutSeconds": seconds}})),
+            },
+            "status": {"loadBalancer": {"ingress": ingress}},
+        })
+    }
+}
+
+/// Short histories.
+pub fn events() -> impl Strategy<Value = Vec<Event>> {
+    let name = || select(NAMES.to_vec());
+    let event = prop_oneof![
+        4 => (name(), services()).prop_map(|(name, service)| Event::Service(name, service)),
+        1 => name().prop_map(Event::NoService),
+        4 => (name(), subsequence(ENDPOINTS.to_vec(), 0..=8)).prop_map(|(name, some)| Event::Endpoints(name, some)),
+        1 => name().prop_map(Event::NoEndpoints),
+        3 => Just(Event::Carry),
+    ];
+    proptest::collection::vec(event, 1..40)
 }

@@ -1,5 +1,4 @@
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -7,7 +6,7 @@ use crate::netfilter::Family;
 use crate::netfilter::object::{HIGH, Region};
 use crate::netfilter::rule::Statement;
 use crate::node::ruleset::{Facts, pick_chains};
-use crate::node::scene::{self, Scene};
+use crate::node::scene::{self, Scene, events};
 
 const FAMILY: Family = Family::Ipv4;
 
@@ -371,65 +370,6 @@ fn shared_chains_are_those_that_something_goes_to() {
     assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), ["lb-tcp-2", "lb-tcp-2-snat"]);
 }
 
-#[derive(Clone, Debug)]
-enum Event {
-    Service(&'static str, Json),
-    NoService(&'static str),
-    Endpoints(&'static str, Vec<&'static str>),
-    NoEndpoints(&'static str),
-    /// The kernel is told what has changed.
-    Carry,
-}
-
-const NAMES: [&str; 3] = ["one", "two", "three"];
-const ENDPOINTS: [&str; 8] =
-    ["near1", "near2 zone=a", "near3 draining", "near4 zone=b", "far1", "far2 zone=a", "far3 draining", "far4 unready"];
-
-prop_compose! {
-    /// Services that get into each other's way.
-    fn services()(
-        created in 1..3_u32,
-        cluster_ip in select(vec!["10.96.0.1", "10.96.0.2", "None"]),
-        numbers in subsequence(vec![80, 81], 1..=2),
-        node_port in proptest::option::of(30080..30082),
-        protocol in select(vec!["TCP", "UDP"]),
-        external_ips in subsequence(vec!["198.51.100.7", "198.51.100.8", "10.0.1.5"], 0..=2),
-        balancers in subsequence(vec!["198.51.100.8", "198.51.100.9"], 0..=2),
-        ranges in subsequence(vec!["203.0.113.0/24", "10.0.0.0/8"], 0..=2),
-        (external, internal) in (select(vec!["Cluster", "Local"]), select(vec!["Cluster", "Local"])),
-        affinity in proptest::option::of(5..7_u32),
-    ) -> Json {
-        let ports: Vec<_> = numbers.iter().enumerate().map(|(at, port)| json!({
-            "name": if at == 0 { "web" } else { "more" }, "port": port, "protocol": protocol,
-            "nodePort": if at == 0 { node_port } else { None },
-        })).collect();
-        let ingress: Vec<_> = balancers.iter().map(|ip| json!({"ip": ip})).collect();
-        json!({
-            "metadata": {"creationTimestamp": scene::at(created)},
-            "spec": {
-                "type": "LoadBalancer", "clusterIP": cluster_ip, "ports": ports, "externalIPs": external_ips,
-                "loadBalancerSourceRanges": ranges,
-                "externalTrafficPolicy": external, "internalTrafficPolicy": internal,
-                "sessionAffinity": if affinity.is_some() { "ClientIP" } else { "None" },
-                "sessionAffinityConfig": affinity.map(|seconds| json!({"clientIP": {"timeoutSeconds": seconds}})),
-            },
-            "status": {"loadBalancer": {"ingress": ingress}},
-        })
-    }
-}
-
-fn events() -> impl Strategy<Value = Vec<Event>> {
-    let name = || select(NAMES.to_vec());
-    let event = prop_oneof![
-        4 => (name(), services()).prop_map(|(name, service)| Event::Service(name, service)),
-        1 => name().prop_map(Event::NoService),
-        4 => (name(), subsequence(ENDPOINTS.to_vec(), 0..=8)).prop_map(|(name, some)| Event::Endpoints(name, some)),
-        1 => name().prop_map(Event::NoEndpoints),
-        3 => Just(Event::Carry),
-    ];
-    proptest::collection::vec(event, 1..40)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
@@ -437,15 +377,9 @@ proptest! {
     fn change_by_change_is_as_good_as_from_the_start(events in events()) {
         let mut node = Follower::new();
         for event in events {
-            match event {
-                Event::Service(name, service) => node.scene.service(name, service),
-                Event::NoService(name) => node.scene.index.delete_service(&scene::key(name)),
-                Event::Endpoints(name, some) => node.scene.endpoints(name, &some),
-                Event::NoEndpoints(name) => node.scene.no_endpoints(name),
-                Event::Carry => {
-                    node.carry();
-                    node.check();
-                }
+            if node.scene.happen(event) {
+                node.carry();
+                node.check();
             }
             node.follow();
         }
