@@ -319,6 +319,7 @@ mod tests {
         for bad in ["", "0s", "-1s", "5", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        // P23.
         assert_eq!(mark("0x1000"), Ok(0x1000));
         for bad in ["0", "0x3", "0x80", "0x4000", "0x8000", "0x10000", "x", "0x100000000"] {
             assert!(mark(bad).is_err(), "{bad}");

@@ -207,6 +207,7 @@ def test_rules_shows_those_of_a_service_and_whether_the_kernel_has_them(rig: Rig
 
 
 def test_what_is_missing_is_said_in_a_sentence(rig: Rig) -> None:
+    """P96: NET_ADMIN is all that it takes, and it is missed in words."""
     free = ("--healthz-address=127.0.0.1:0", "--metrics-address=127.0.0.1:0")
     drop = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
     done = weir(rig.node_a, rig, "--node-name=node-a", *free, prefix=drop)
@@ -245,3 +246,31 @@ def test_a_service_that_flaps_ten_times_a_second_disturbs_nobody(rig: Rig) -> No
     rig.expect(rig.caller, restless.cluster_ip(), 80, ("a1", "caller"), ("b1", "caller"))
     restless.set_endpoints([])
     rig.expect(rig.caller, restless.cluster_ip(), 80, REFUSED)
+
+
+def test_a_node_of_ours_has_room_for_connections_and_is_liberal_with_windows(rig: Rig) -> None:
+    """P65, P66: the settings of a network namespace; beside kube-proxy they are its business."""
+    values = {
+        name: rig.node_a.namespace.run("cat", f"/proc/sys/net/netfilter/nf_conntrack_tcp_{name}").strip()
+        for name in ("be_liberal", "timeout_established", "timeout_close_wait")
+    }
+    assert values == {"be_liberal": "1", "timeout_established": "86400", "timeout_close_wait": "3600"}
+
+
+def test_node_ports_follow_the_nodes_addresses(rig: Rig) -> None:
+    """P24, P57: in place, without a restart."""
+    service = rig.service([rig.a1], type="NodePort")
+    port, new = service.node_port(), rig.vip(4)
+    rig.expect(rig.outside, rig.node_a.address(4), port, ("a1", "outside"))
+    path = f"/api/v1/nodes/{rig.node_a.name}"
+    addresses = rig.kube.get(path)["status"]["addresses"]
+    moved = [{"type": "InternalIP", "address": new}, *addresses]
+    pid = rig.proxy.process.pid
+    try:
+        rig.kube.patch(f"{path}/status", {"status": {"addresses": moved}})
+        rig.expect(rig.outside, new, port, ("a1", "outside"))
+        rig.expect(rig.outside, rig.node_a.address(4), port, REFUSED)
+    finally:
+        rig.kube.patch(f"{path}/status", {"status": {"addresses": addresses}})
+    rig.expect(rig.outside, rig.node_a.address(4), port, ("a1", "outside"))
+    assert rig.proxy.process.alive and rig.proxy.process.pid == pid
