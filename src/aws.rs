@@ -70,7 +70,7 @@ impl Aws {
 /// `call!(self.read, "elasticloadbalancing:DescribeTags", "resource", self.elb.describe_tags()…)`
 macro_rules! call {
     ($self:ident . $bucket:ident, $action:literal, $resource:expr, $request:expr) => {{
-        $self.throttle.$bucket().await;
+        $self.throttle.$bucket($action).await;
         $request.send().await.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error))
     }};
 }
