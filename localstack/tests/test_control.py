@@ -224,6 +224,7 @@ def test_reset_of_everything(world: World, control: Control, pool: ThreadPoolExe
         "attach_seconds": 0,
         "detach_seconds": 0,
         "provision_seconds": 0,
+        "provision_failures": 0,
         "eni_linger_seconds": 0,
         "instance_refresh": [],
     }

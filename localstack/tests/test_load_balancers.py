@@ -187,6 +187,14 @@ def test_provisioning_takes_the_time_asked_for(world: World, control: Control) -
     assert world.shown_balancer(arn)["State"]["Code"] == "active"
 
 
+def test_the_next_ones_fail_as_often_as_asked_for(world: World, control: Control) -> None:
+    control.settings(provision_failures=1)
+    first, second = (world.balancer()["LoadBalancerArn"] for _ in range(2))
+    assert world.shown_balancer(first)["State"] == {"Code": "failed", "Reason": "Internal error"}
+    assert world.shown_balancer(second)["State"]["Code"] == "active"
+    assert control.get("settings")["provision_failures"] == 0
+
+
 def test_tags_up_to_fifty_all_resources_or_none(world: World, refusal: Callable) -> None:
     arn, group = world.balancer()["LoadBalancerArn"], world.group_arn()
 

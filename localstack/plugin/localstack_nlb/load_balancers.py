@@ -141,6 +141,8 @@ def create_load_balancer(context: Any, request: Request) -> dict:
     shown = result["LoadBalancers"][0]
     balancer = backend.load_balancers[shown["LoadBalancerArn"]]
     balancer.active_from = now() + SETTINGS.provision_seconds
+    balancer.fails = SETTINGS.provision_failures > 0
+    SETTINGS.provision_failures -= balancer.fails
     balancer.scheme = shown["Scheme"] = request.get("Scheme") or "internet-facing"
     if balancer.type == "network":
         rename_network(backend, balancer, request, shown)
@@ -286,9 +288,13 @@ def set_ip_address_type(context: Any, request: Request) -> dict:
 
 @patch(FakeLoadBalancer.activate)
 def _activate_when_due(activate: Callable, self: FakeLoadBalancer) -> None:
-    """Settings.provision_seconds; without it, as in moto, the first describe finds it active."""
-    if now() >= getattr(self, "active_from", 0):
-        activate(self)
+    """Settings.provision_seconds; without it, as in moto, the first describe finds it active. Settings.provision_failures
+    makes it `failed` at that moment."""
+    if now() < getattr(self, "active_from", 0):
+        return
+    if getattr(self, "fails", False):
+        self.state = "failed"
+    activate(self)
 
 
 @patch(ELBv2Backend.describe_load_balancers)
@@ -329,3 +335,12 @@ class _Place:
 
 
 FakeLoadBalancer.availability_zones = property(_zones_with_addresses)
+
+
+def _state_with_reason(self: FakeLoadBalancer) -> dict[str, str]:
+    """`failed` comes with a reason (LoadBalancerState)."""
+    reason = {"Reason": "Internal error"} if self.state == "failed" else {}
+    return {"Code": self.state, **reason}
+
+
+FakeLoadBalancer.load_balancer_state = property(_state_with_reason)

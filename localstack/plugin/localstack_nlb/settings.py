@@ -12,6 +12,8 @@ class Settings:
     """How long a detached one stays Removing; its instances are deregistered at once."""
     provision_seconds: float = 0
     """How long a new load balancer stays `provisioning`."""
+    provision_failures: int = 0
+    """So many of the load balancers made from now on end as `failed` in place of `active`."""
     eni_linger_seconds: float = 0
     """How long the network interfaces of a deleted load balancer keep its security groups in use."""
     instance_refresh: list[str] = field(default_factory=list)
