@@ -26,7 +26,7 @@ use weir::controller::plan::Step;
 use weir::metrics::Metrics;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
 use weir::model::name;
-use weir::model::ownership::{Owner, Role, Tags, service_tags};
+use weir::model::ownership::{Owner, Role, Tags, service_tags, with_cluster_uid};
 use weir::model::service::{Protocol, Scheme};
 use wiremock::matchers::any;
 use wiremock::{Match, Mock, MockServer, Request, Respond, ResponseTemplate};
@@ -371,6 +371,7 @@ impl World {
     }
 
     async fn apply(&self, step: &Step) -> Result<(), StepError> {
+            cluster_uid: "c-1".into(),
         apply(&self.account, step).await
     }
 
@@ -400,7 +401,7 @@ fn owner() -> Owner {
 }
 
 fn tags_of(role: Role) -> Tags {
-    service_tags(CLUSTER, &owner(), role, &Tags::new())
+    with_cluster_uid(service_tags(CLUSTER, &owner(), role, &Tags::new()), "c-1")
 }
 
 fn target_group() -> DesiredTargetGroup {
@@ -592,6 +593,26 @@ async fn r3_a_security_group_in_use_is_deleted_once_and_the_interface_is_named()
 
     world.fake.cloud().interfaces.clear();
     world.apply(&delete_group()).await.unwrap();
+#[tokio::test]
+async fn another_cluster_of_the_same_name_keeps_what_it_owns() {
+    let world = World::new().await;
+    let theirs = |id: &str, role| Resource { id: id.into(), tags: with_cluster_uid(tags_of(role), "c-2") };
+    {
+        let mut cloud = world.fake.cloud();
+        cloud.target_groups.insert(target_group().name, theirs("arn:tg/x", Role::TargetGroup));
+        cloud.balancers.insert("lb".into(), theirs("arn:lb/x", Role::Balancer));
+        cloud.groups.insert("sg".into(), theirs("sg-x", Role::FrontendGroup));
+    }
+    world.check(&mut Rotation::default()).await;
+    {
+        let state = world.account.state();
+        assert!(state.observed.owners(CLUSTER).is_empty());
+        assert!(state.observed.foreign_balancers.contains_key("lb"), "its name is taken");
+    }
+    // A group that would have to be taken over is not.
+    assert_eq!(world.refusal(&create_group()).await.class, Class::Exists);
+}
+
     assert!(world.account.state().observed.groups.is_empty());
 }
 

@@ -82,6 +82,7 @@ def test_create_makes_all_of_it_and_delete_leaves_nothing(cluster, account, weir
 
     owner = {
         "weir.dev/cluster": account.cluster,
+        "weir.dev/cluster-uid": cluster.kube.get("/api/v1/namespaces/kube-system")["metadata"]["uid"],
         "weir.dev/service": f"{cluster.namespace}/order",
         "weir.dev/service-uid": service["metadata"]["uid"],
     }
@@ -315,6 +316,28 @@ def test_r6_what_a_forced_deletion_leaves_is_collected(cluster, account, weir):
     assert left_in_aws(account) != NOTHING
     weir()
     wait_nothing_left(account)
+
+
+def test_another_cluster_of_the_same_name_keeps_what_it_owns(cluster, account, weir):
+    """Its Services are unknown here, as those of a forced deletion are; the cluster's id tells the two cases apart."""
+    first = weir()
+    serve(cluster, account)
+    assert first.stop() == 0
+    patch_finalizers(cluster, "order", None)
+    cluster.delete("order")
+    cluster.wait_gone("order")
+    arns = [row["LoadBalancerArn"] for row in balancers(account)]
+    arns += [row["TargetGroupArn"] for row in target_groups(account)]
+    theirs = {"Key": "weir.dev/cluster-uid", "Value": "00000000-0000-0000-0000-000000000000"}
+    account.elbv2.add_tags(ResourceArns=arns, Tags=[theirs])
+    groups = [group(account, role)["GroupId"] for role in ("frontend-group", "backend-group")]
+    account.ec2.create_tags(Resources=groups, Tags=[theirs])
+    before, listed, mark = left_in_aws(account), attached(account), account.mark()
+    second = weir("--drift-interval=1s")
+    wait_drift_checks(account, 3)
+    assert counted(writes(account, mark)) == {}
+    assert (left_in_aws(account), attached(account)) == (before, listed)
+    assert [line for line in second.log() if "another cluster has this one's name" in str(line)]
 
 
 @pytest.mark.parametrize("removed", ["early", "late"])

@@ -12,8 +12,8 @@ use super::classify::{AwsError, Class};
 use super::{Aws, call};
 use crate::controller::facts::Subnet;
 use crate::controller::observed::{IngressRule, SecurityGroup, Source};
-use crate::model::id::{InstanceId, SecurityGroupId, SubnetId, VpcId};
-use crate::model::ownership::{CLUSTER_TAG, Tags};
+use crate::model::id::{InstanceId, LoadBalancerArn, SecurityGroupId, SubnetId, VpcId};
+use crate::model::ownership::{CLUSTER_TAG, CLUSTER_UID_TAG, Tags, is_of_other_uid};
 
 /// Results on one page of the listings that take a size.
 const PAGE: i32 = 1000;
@@ -235,7 +235,10 @@ impl Aws {
             }
             Err(error) if error.class == Class::Exists => {
                 let existing = self.describe_groups(filter("group-name", [name])).await?;
-                let is_ours = |group: &SecurityGroup| group.tags.get(CLUSTER_TAG) == tags.get(CLUSTER_TAG);
+                let uid = tags.get(CLUSTER_UID_TAG).map_or("", String::as_str);
+                let is_ours = |group: &SecurityGroup| {
+                    group.tags.get(CLUSTER_TAG) == tags.get(CLUSTER_TAG) && !is_of_other_uid(uid, &group.tags)
+                };
                 existing.into_iter().find(is_ours).ok_or(error)
             }
             Err(error) => Err(error),

@@ -18,6 +18,8 @@ use crate::model::service::{Protocol, Scheme, ServiceSpec};
 pub struct Policy {
     /// Name of the cluster, as in the tags of its resources.
     pub cluster: String,
+    /// UID of the cluster's namespace `kube-system`.
+    pub cluster_uid: String,
     /// Scheme of a Service that asks for none.
     pub default_scheme: Scheme,
     /// First and last NodePort of the cluster.
@@ -113,7 +115,10 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
     let name = kept.map_or(wanted_name, |balancer| balancer.name.clone());
     let subnets = subnets(spec, scheme, facts, policy, kept)?;
 
-    let tags = |role| ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
+    let tags = |role| {
+        let tags = ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
+        ownership::with_cluster_uid(tags, &policy.cluster_uid)
+    };
     let frontend = DesiredGroup {
         name: name::frontend_group(cluster, service, uid),
         description: format!("Sources that may reach the load balancer of Service {service}")

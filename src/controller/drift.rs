@@ -14,7 +14,7 @@ use super::observed::{Balancer, Listener, Observed};
 use crate::aws::classify::{AwsError, Class};
 use crate::model::id::{InstanceId, LoadBalancerArn, TargetGroupArn, VpcId};
 use crate::model::name;
-use crate::model::ownership;
+use crate::model::ownership::{self, Tags};
 
 /// Load balancers and target groups that one check reads one by one, in turn: listeners that others added, and targets.
 const ROTATION: usize = 4;
@@ -101,10 +101,38 @@ fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>) -> Vec<K> {
 async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, AwsError> {
     let aws = &account.aws;
     let cluster = &account.policy.cluster;
+/// What belongs to another cluster of the same name. It is as foreign as anything else in the account.
+struct Twins<'a> {
+    uid: &'a str,
+    resources: Vec<String>,
+}
+
+impl Twins<'_> {
+    /// Whether a resource with these tags is another cluster's.
+    fn claim(&mut self, resource: &str, tags: &Tags) -> bool {
+        let is_theirs = ownership::is_of_other_uid(self.uid, tags);
+        if is_theirs {
+            self.resources.push(resource.to_owned());
+        }
+        is_theirs
+    }
+
+    fn warn(&self) {
+        if let Some(one) = self.resources.first() {
+            tracing::warn!(
+                count = self.resources.len(),
+                one,
+                "another cluster has this one's name: what it owns is left alone. Give one of them another --cluster-name"
+            );
+        }
+    }
+}
+
     let mut fresh = Observed::default();
 
     let prefix = name::cluster_prefix(cluster);
     let target_groups = aws.describe_target_groups().await?;
+    let mut twins = Twins { uid: &account.policy.cluster_uid, resources: vec![] };
     let target_groups: Vec<_> = target_groups.into_iter().filter(|group| group.name.starts_with(&prefix)).collect();
     fresh.listed = target_groups.iter().map(|group| group.arn.clone()).collect();
     let (balancers, of_other_types) = aws.describe_balancers().await?;
@@ -122,7 +150,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     for mut group in target_groups {
         // A name of ours without our tags is somebody else's.
         let Some(tags) = tags.remove(group.arn.as_str()) else { continue };
-        if ownership::is_of_cluster(cluster, &tags) {
+        if ownership::is_of_cluster(cluster, &tags) && !twins.claim(group.arn.as_str(), &tags) {
             group.tags = tags;
             fresh.target_groups.insert(group.name.clone(), group);
         }
@@ -131,7 +159,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     let mut ours = vec![];
     for mut balancer in candidates {
         let Some(tags) = tags.remove(balancer.arn.as_str()) else { continue };
-        if ownership::is_of_cluster(cluster, &tags) {
+        if ownership::is_of_cluster(cluster, &tags) && !twins.claim(balancer.arn.as_str(), &tags) {
             balancer.tags = tags;
             ours.push(balancer);
         } else {
@@ -144,7 +172,9 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     fresh.balancers.extend(ours.into_iter().map(|balancer| (balancer.name.clone(), balancer)));
 
     let groups = aws.describe_groups_of(cluster).await?;
-    fresh.groups.extend(groups.into_iter().map(|group| (group.name.clone(), group)));
+    let groups = groups.into_iter().filter(|group| !twins.claim(group.id.as_str(), &group.tags));
+    fresh.groups.extend(groups.map(|group| (group.name.clone(), group)));
+    twins.warn();
     if let Some(backend) = fresh.backend_group(cluster).map(|group| group.id.clone()) {
         for reference in aws.describe_references(&backend).await?.into_iter().filter(|reference| reference.is_ours) {
             fresh.node_rules.entry(reference.group).or_default().insert(reference.rule);

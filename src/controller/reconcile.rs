@@ -23,7 +23,7 @@ use crate::cluster::service::{set_finalizer, set_hostname};
 use crate::metrics::{Metrics, Reconciled};
 use crate::model::annotation::{self, Annotations, Problem};
 use crate::model::name;
-use crate::model::ownership::{Role, cluster_tags};
+use crate::model::ownership::{Role, cluster_tags, with_cluster_uid};
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse};
 
 /// Plans in a row before others get their turn. A first create takes two, a replacement three.
@@ -424,7 +424,7 @@ pub async fn ensure_shared(context: &Context) -> Result<(), StepError> {
         let step = Step::CreateGroup {
             name: name::backend_group(&policy.cluster),
             description: format!("Load balancers of cluster {}", policy.cluster),
-            tags: cluster_tags(&policy.cluster, Role::BackendGroup),
+            tags: with_cluster_uid(cluster_tags(&policy.cluster, Role::BackendGroup), &policy.cluster_uid),
         };
         apply(account, &step).await?;
     }

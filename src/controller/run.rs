@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -81,7 +81,8 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     }
 
     nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
-    let (account, woken) = open_account(&settings, &nodes, leader, &metrics).await?;
+    let cluster_uid = cluster_uid(&client).await?;
+    let (account, woken) = open_account(&settings, cluster_uid, &nodes, leader, &metrics).await?;
     let events = Events::new(client.clone(), instance);
     let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone()));
     let context = Arc::new(Context {
@@ -183,9 +184,17 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
     }
 }
 
+/// What tells this cluster from another one of the same name: nobody can delete that namespace, or make it again.
+async fn cluster_uid(client: &kube::Client) -> anyhow::Result<String> {
+    let namespace = Api::<Namespace>::all(client.clone()).get("kube-system").await;
+    let namespace = namespace.context("cannot read the namespace kube-system, whose UID marks what weir makes")?;
+    namespace.uid().context("the namespace kube-system has no UID")
+}
+
 /// The account of the environment's credentials, with the nodes as they are now.
 async fn open_account(
     settings: &settings::Controller,
+    cluster_uid: String,
     nodes: &Store<Node>,
     leader: watch::Receiver<bool>,
     metrics: &Metrics,
@@ -197,6 +206,7 @@ async fn open_account(
     }
     let policy = Policy {
         cluster: settings.cluster_name.clone(),
+        cluster_uid,
         default_scheme: settings.default_scheme,
         node_ports: settings.node_port_range,
         health_port: settings.health_port,

@@ -12,6 +12,9 @@ pub type Tags = BTreeMap<String, String>;
 
 /// Key of the tag that names the cluster.
 pub const CLUSTER_TAG: &str = "weir.dev/cluster";
+/// Key of the tag with the cluster's own id, the UID of its namespace `kube-system`: two clusters of one name in an
+/// account must not take each other's resources for their own.
+pub const CLUSTER_UID_TAG: &str = "weir.dev/cluster-uid";
 /// Key of the tag that names the Service as `namespace/name`.
 pub const SERVICE_TAG: &str = "weir.dev/service";
 /// Key of the tag with the Service's UID: a Service made again under the same name owns nothing of the first one.
@@ -107,6 +110,17 @@ pub fn is_of_cluster(cluster: &str, tags: &Tags) -> bool {
     tags.get(CLUSTER_TAG).is_some_and(|value| value == cluster)
 }
 
+/// The same tags with the cluster's own id.
+pub fn with_cluster_uid(mut tags: Tags, uid: &str) -> Tags {
+    tags.insert(CLUSTER_UID_TAG.into(), uid.into());
+    tags
+}
+
+/// Whether these tags carry the id of another cluster than the one with this UID. Without any id they do not.
+pub fn is_of_other_uid(uid: &str, tags: &Tags) -> bool {
+    tags.get(CLUSTER_UID_TAG).is_some_and(|value| value != uid)
+}
+
 /// The role in these tags.
 pub fn role(tags: &Tags) -> Option<Role> {
     Role::parse(tags.get(RESOURCE_TAG)?)
@@ -171,6 +185,15 @@ mod tests {
         let tags = service_tags("other", &demo(), Role::Balancer, &Tags::new());
         assert_eq!(owner("demo", &tags), None);
         assert_eq!(owner("demo", &cluster_tags("demo", Role::BackendGroup)), None, "shared by all Services");
+    }
+
+    #[test]
+    fn another_cluster_of_the_same_name_is_told_by_its_id() {
+        let tags = service_tags("demo", &demo(), Role::Balancer, &Tags::new());
+        assert!(!is_of_other_uid("c-1", &tags), "made before there was an id");
+        let tags = with_cluster_uid(tags, "c-1");
+        assert!(!is_of_other_uid("c-1", &tags));
+        assert!(is_of_other_uid("c-2", &tags));
     }
 
     #[test]

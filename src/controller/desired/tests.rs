@@ -14,6 +14,7 @@ const CLUSTER: &str = "demo";
 fn policy() -> Policy {
     Policy {
         cluster: CLUSTER.into(),
+        cluster_uid: "c-1".into(),
         default_scheme: Scheme::InternetFacing,
         node_ports: (30000, 32767),
         health_port: 10256,

@@ -23,6 +23,7 @@ const ROUNDS: usize = 80;
 fn policy() -> Policy {
     Policy {
         cluster: CLUSTER.into(),
+        cluster_uid: "c-1".into(),
         default_scheme: Scheme::InternetFacing,
         node_ports: (30000, 32767),
         health_port: 10256,
