@@ -79,13 +79,35 @@ impl Aws {
                 .set_next_token(token);
             let page = call!(self.read, "autoscaling:DescribeTrafficSources", asg.as_str(), request)?;
             for source in page.traffic_sources() {
-                let state = match source.state() {
-                    Some("Adding") => SourceState::Adding,
-                    Some("Removing" | "Removed") => SourceState::Removing,
-                    _ => SourceState::Added,
-                };
                 if let Some(arn) = source.identifier() {
-                    found.insert(arn.into(), state);
+                    found.insert(arn.into(), state(source.state()));
+                }
+            }
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Target groups that the older calls attached to a group, with their states.
+    ///
+    /// # Errors
+    /// As of DescribeLoadBalancerTargetGroups.
+    pub async fn describe_legacy(&self, asg: &AsgName) -> Result<BTreeMap<TargetGroupArn, SourceState>, AwsError> {
+        let mut found = BTreeMap::new();
+        let mut token = None;
+        loop {
+            let request = self
+                .autoscaling
+                .describe_load_balancer_target_groups()
+                .auto_scaling_group_name(asg.as_str())
+                .max_records(SOURCES_PER_PAGE)
+                .set_next_token(token);
+            let page = call!(self.read, "autoscaling:DescribeLoadBalancerTargetGroups", asg.as_str(), request)?;
+            for group in page.load_balancer_target_groups() {
+                if let Some(arn) = group.load_balancer_target_group_arn() {
+                    found.insert(arn.into(), state(group.state()));
                 }
             }
             token = page.next_token.filter(|token| !token.is_empty());
@@ -120,6 +142,29 @@ impl Aws {
             .set_traffic_sources(Some(groups.iter().map(identifier).collect()));
         call!(self.write, "autoscaling:DetachTrafficSources", asg.as_str(), request).map(drop)
     }
+
+    /// Detaches target groups that the older calls attached, [`SOURCES_PER_CALL`] at most.
+    ///
+    /// # Errors
+    /// As of DetachLoadBalancerTargetGroups.
+    pub async fn detach_legacy(&self, asg: &AsgName, groups: &[TargetGroupArn]) -> Result<(), AwsError> {
+        let arns = groups.iter().map(ToString::to_string).collect();
+        let request = self
+            .autoscaling
+            .detach_load_balancer_target_groups()
+            .auto_scaling_group_name(asg.as_str())
+            .set_target_group_arns(Some(arns));
+        call!(self.write, "autoscaling:DetachLoadBalancerTargetGroups", asg.as_str(), request).map(drop)
+    }
+}
+
+/// A state of either family of calls; both use the same words.
+fn state(shown: Option<&str>) -> SourceState {
+    match shown {
+        Some("Adding") => SourceState::Adding,
+        Some("Removing" | "Removed") => SourceState::Removing,
+        _ => SourceState::Added,
+    }
 }
 
 fn identifier(arn: &TargetGroupArn) -> TrafficSourceIdentifier {
@@ -145,7 +190,7 @@ fn asg(shown: &AutoScalingGroup) -> Option<(AsgName, Asg)> {
         instances: shown.instances().iter().filter_map(|member| Some(member.instance_id()?.into())).collect(),
         // The listing has no states: what is on it counts as added until the states are read.
         sources: sources.filter_map(|source| Some((source.identifier()?.into(), SourceState::Added))).collect(),
-        legacy: shown.target_group_arns().iter().map(TargetGroupArn::from).collect(),
+        legacy: shown.target_group_arns().iter().map(|arn| (arn.into(), SourceState::Added)).collect(),
     };
     Some((shown.auto_scaling_group_name()?.into(), group))
 }

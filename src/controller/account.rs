@@ -20,7 +20,7 @@ use super::plan::Step;
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
 use crate::aws::ec2::Instance;
-use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
+use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, ServiceKey, TargetGroupArn, VpcId};
 use crate::model::node::Worker;
 use crate::model::ownership::{self, Owner, Tags};
 
@@ -98,8 +98,10 @@ pub struct State {
     pub promised: BTreeMap<String, Seniority>,
     /// Names of target groups that a Service waits to see served, before something else is taken away.
     pub awaited: BTreeSet<String>,
-    /// Auto Scaling groups that refuse attachments, until when.
-    pub refusing: BTreeMap<AsgName, Instant>,
+    /// UIDs of Services that are being deleted.
+    pub leaving: BTreeSet<String>,
+    /// Auto Scaling groups that refuse attachments.
+    pub refusing: BTreeMap<AsgName, Refused>,
     /// When somebody else took our target groups off an Auto Scaling group.
     stripped: BTreeMap<(AsgName, TargetGroupArn), Vec<Instant>>,
     /// Instances that AWS did not take.
@@ -112,6 +114,15 @@ pub struct State {
     written: BTreeMap<String, u64>,
     /// Names that one reading has missed. A second one in a row makes them gone: describes can lag behind creates.
     missed: BTreeSet<String>,
+}
+
+/// A refusal of attachments.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Not tried again before.
+    pub until: Instant,
+    /// AWS's words.
+    pub words: String,
 }
 
 /// An instance that AWS did not take as a target.
@@ -139,6 +150,9 @@ pub enum StepError {
     /// What the step is about is not in the view any more: the next plan knows better.
     #[error("{0} is gone")]
     Gone(String),
+    /// AWS could not set up a load balancer, nor the one made in its place.
+    #[error("AWS could not set up load balancer {balancer}, nor the one made in its place: {reason}")]
+    SetUpFailed { balancer: String, reason: String },
 }
 
 impl Account {
@@ -221,6 +235,12 @@ impl State {
             }
         }
         self.observed.record(step, outcome);
+    }
+
+    /// Forgets target groups that a Service was about to make. One that it still wants it announces again.
+    pub fn forget_promises(&mut self, service: &ServiceKey) {
+        let service = service.to_string();
+        self.promised.retain(|_, (_, promised_to, _)| *promised_to != service);
     }
 
     /// Marks a name as written now.
@@ -376,7 +396,8 @@ impl State {
 
     /// What placement says now.
     pub fn place(&self, cluster: &str, now: Instant) -> Placement {
-        let refusing = self.refusing.iter().filter(|(_, until)| **until > now).map(|(name, _)| name.clone()).collect();
+        let refusing = self.refusing.iter().filter(|(_, refused)| refused.until > now);
+        let refusing = refusing.map(|(name, refused)| (name.clone(), refused.words.clone())).collect();
         let unfit = self.unfit.iter().filter(|(_, entry)| entry.until > now).map(|(id, _)| id.clone()).collect();
         place(&self.scene(cluster, &refusing, &unfit))
     }
@@ -384,7 +405,7 @@ impl State {
     fn scene<'a>(
         &'a self,
         cluster: &'a str,
-        refusing: &'a BTreeSet<AsgName>,
+        refusing: &'a BTreeMap<AsgName, String>,
         unfit: &'a BTreeSet<InstanceId>,
     ) -> Scene<'a> {
         Scene {
@@ -394,6 +415,7 @@ impl State {
             membership: &self.membership,
             targets: &self.targets,
             seniority: &self.seniority,
+            leaving: &self.leaving,
             refusing,
             unfit,
         }
@@ -408,7 +430,7 @@ impl State {
         listed: &BTreeSet<InstanceId>,
         complete: bool,
     ) {
-        let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
+        let (refusing, unfit) = (BTreeMap::new(), BTreeSet::new());
         let scene = self.scene(cluster, &refusing, &unfit);
         let mut targets = Targets { known: true, ..Targets::default() };
         let mut strangers = listed.clone();
@@ -482,7 +504,7 @@ impl State {
 
     /// Auto Scaling groups of nodes whose network has been read, and of those whose has not.
     fn nodes_by_network(&self, cluster: &str) -> (Vec<Option<AsgName>>, Vec<Option<AsgName>>) {
-        let (refusing, unfit) = (BTreeSet::new(), BTreeSet::new());
+        let (refusing, unfit) = (BTreeMap::new(), BTreeSet::new());
         let scene = self.scene(cluster, &refusing, &unfit);
         let (mut read, mut unread) = (Vec::new(), Vec::new());
         for worker in self.workers.values().filter(|worker| worker.eligible) {
@@ -578,9 +600,11 @@ fn merge_map<K: Ord + Clone, V>(
 
 /// The listing of Auto Scaling groups shows no states: changes under way stay what they were.
 fn keep_states(old: &mut Asg, new: &mut Asg) {
-    for (arn, state) in &mut new.sources {
-        if let Some(known) = old.sources.get(arn) {
-            *state = *known;
+    for (before, now) in [(&old.sources, &mut new.sources), (&old.legacy, &mut new.legacy)] {
+        for (arn, state) in now {
+            if let Some(known) = before.get(arn) {
+                *state = *known;
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::plan::{Resource, Step};
+use super::plan::{NOT_SET_UP, Resource, Step};
 use crate::model::id::{
     AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
@@ -33,6 +33,8 @@ pub struct Observed {
     pub node_rules: BTreeMap<SecurityGroupId, BTreeSet<IngressRule>>,
     /// All Auto Scaling groups of the account.
     pub asgs: BTreeMap<AsgName, Asg>,
+    /// Names of load balancers that were made again because AWS could not set the first one up. Not in AWS.
+    pub remade: BTreeSet<String>,
 }
 
 /// A Network Load Balancer.
@@ -207,8 +209,9 @@ pub struct Asg {
     pub instances: BTreeSet<InstanceId>,
     /// Target groups attached as traffic sources.
     pub sources: BTreeMap<TargetGroupArn, SourceState>,
-    /// Target groups attached by the older calls, which the newer ones neither show nor detach.
-    pub legacy: BTreeSet<TargetGroupArn>,
+    /// Target groups attached by the older calls, which the newer ones neither show nor detach. Ours get there by hand
+    /// only, and hinder the group as much: they are detached before they are deleted.
+    pub legacy: BTreeMap<TargetGroupArn, SourceState>,
 }
 
 /// State of a traffic source (Auto Scaling API, `TrafficSourceState`).
@@ -223,6 +226,21 @@ pub enum SourceState {
 }
 
 impl Asg {
+    /// States of everything attached, by whichever calls.
+    pub fn states(&self) -> impl Iterator<Item = SourceState> {
+        self.sources.values().chain(self.legacy.values()).copied()
+    }
+
+    /// How many attachments and detachments are under way.
+    pub fn changing(&self) -> usize {
+        self.states().filter(|state| *state != SourceState::Added).count()
+    }
+
+    /// Whether it lists a target group, by whichever calls it was attached.
+    pub fn lists(&self, arn: &TargetGroupArn) -> bool {
+        self.sources.contains_key(arn) || self.legacy.contains_key(arn)
+    }
+
     /// Whether it belongs to the cluster, by the tags that EKS, eksctl and kOps give it.
     pub fn is_tagged_for(&self, cluster: &str) -> bool {
         let control_plane = ["k8s.io/role/control-plane", "k8s.io/role/master"];
@@ -243,6 +261,8 @@ pub struct Slice<'a> {
     pub groups: Vec<&'a SecurityGroup>,
     /// Auto Scaling groups that list a target group, by the target group's name.
     pub attachments: BTreeMap<&'a str, Vec<&'a AsgName>>,
+    /// Names of load balancers that were made again because AWS could not set the first one up.
+    pub remade: BTreeSet<&'a str>,
 }
 
 impl Slice<'_> {
@@ -275,7 +295,7 @@ impl Observed {
         let attachments = target_groups
             .iter()
             .map(|group| {
-                let holders = self.asgs.iter().filter(|(_, asg)| asg.sources.contains_key(&group.arn));
+                let holders = self.asgs.iter().filter(|(_, asg)| asg.lists(&group.arn));
                 (group.name.as_str(), holders.map(|(name, _)| name).collect())
             })
             .collect();
@@ -284,6 +304,7 @@ impl Observed {
             target_groups,
             groups: self.groups.values().filter(|group| is_theirs(&group.tags)).collect(),
             attachments,
+            remade: self.remade.iter().map(String::as_str).collect(),
         }
     }
 
@@ -305,6 +326,12 @@ impl Observed {
     /// The target group with this ARN.
     pub fn target_group(&self, arn: &TargetGroupArn) -> Option<&TargetGroup> {
         self.target_groups.values().find(|group| group.arn == *arn)
+    }
+
+    /// Target groups whose nodes are to be targets.
+    pub fn served(&self) -> BTreeSet<TargetGroupArn> {
+        let served = self.target_groups.values().filter(|group| group.intent == Intent::Serve);
+        served.map(|group| group.arn.clone()).collect()
     }
 
     /// Takes note of a step that succeeded.
@@ -366,9 +393,7 @@ impl Observed {
                     balancer.subnets = subnets.clone();
                 }
             }
-            Step::DeleteBalancer { name, .. } => {
-                self.balancers.remove(name);
-            }
+            Step::DeleteBalancer { name, because } => self.forget_balancer(name, because),
             Step::ModifyHealthCheck { target_group, health } => {
                 if let Some(group) = self.target_groups.get_mut(target_group) {
                     group.health = health.clone();
@@ -406,6 +431,15 @@ impl Observed {
             | Step::CreateTargetGroup { .. }
             | Step::CreateListener { .. }
             | Step::ModifyListener { .. } => {}
+        }
+    }
+
+    fn forget_balancer(&mut self, name: &str, because: &str) {
+        self.balancers.remove(name);
+        if because == NOT_SET_UP {
+            self.remade.insert(name.to_owned());
+        } else {
+            self.remade.remove(name);
         }
     }
 

@@ -23,10 +23,11 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use super::observed::{Asg, Intent, Observed, SourceState};
+use super::observed::{Asg, Intent, Observed, SourceState, TargetGroup};
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::name;
 use crate::model::node::{Origin, Worker};
+use crate::model::ownership;
 
 /// Target groups of one Auto Scaling group; cannot be raised (EC2 Auto Scaling quotas).
 const SLOTS: usize = 50;
@@ -59,8 +60,10 @@ pub struct Scene<'a> {
     pub targets: &'a BTreeMap<TargetGroupArn, Targets>,
     /// Age and order of each target group's Service.
     pub seniority: &'a BTreeMap<TargetGroupArn, Seniority>,
-    /// Auto Scaling groups that refuse attachments for now.
-    pub refusing: &'a BTreeSet<AsgName>,
+    /// UIDs of Services that are being deleted, whether or not that has been planned: they get no slot any more.
+    pub leaving: &'a BTreeSet<String>,
+    /// Auto Scaling groups that refuse attachments for now, and AWS's words.
+    pub refusing: &'a BTreeMap<AsgName, String>,
     /// Instances that AWS refused as targets a moment ago.
     pub unfit: &'a BTreeSet<InstanceId>,
 }
@@ -75,6 +78,8 @@ pub struct Placement {
     pub attach: BTreeMap<AsgName, Vec<TargetGroupArn>>,
     /// Target groups to detach.
     pub detach: BTreeMap<AsgName, BTreeSet<TargetGroupArn>>,
+    /// Target groups to detach by the older calls.
+    pub detach_legacy: BTreeMap<AsgName, BTreeSet<TargetGroupArn>>,
     /// Instances to register.
     pub register: BTreeMap<TargetGroupArn, BTreeSet<InstanceId>>,
     /// Instances to deregister.
@@ -96,8 +101,8 @@ pub enum Note {
     NoSlot(AsgName),
     /// It terminates instances that target groups report unhealthy.
     ElbHealthCheck(AsgName),
-    /// It refuses attachments: during an instance refresh, or for another reason that may last.
-    InstanceRefresh(AsgName),
+    /// It refuses attachments: during an instance refresh, or for another reason that may last. With AWS's words.
+    Refuses(AsgName, String),
     /// Somebody else detaches the target group again and again.
     Stripped(AsgName),
     /// There is nothing to send traffic to.
@@ -110,7 +115,7 @@ impl Note {
         match self {
             Self::NoSlot(_) => "AutoScalingGroupFull",
             Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
-            Self::InstanceRefresh(_) => "AutoScalingGroupRefuses",
+            Self::Refuses(..) => "AutoScalingGroupRefuses",
             Self::Stripped(_) => "AttachmentRemovedByOthers",
             Self::NoNode => "NoTargetNode",
         }
@@ -129,11 +134,8 @@ impl fmt::Display for Note {
                 "Auto Scaling group {asg} has health check type ELB and would terminate nodes that this Service makes \
                  unhealthy; {direct}. Set the health check type to EC2 to have it attached"
             ),
-            Self::InstanceRefresh(asg) => {
-                write!(
-                    f,
-                    "Auto Scaling group {asg} takes no target group for now, as during an instance refresh; {direct} until then"
-                )
+            Self::Refuses(asg, words) => {
+                write!(f, "Auto Scaling group {asg} takes no target group for now ({words}); {direct} until it does")
             }
             Self::Stripped(asg) => write!(
                 f,
@@ -151,6 +153,7 @@ impl Placement {
     pub fn is_empty(&self) -> bool {
         self.attach.is_empty()
             && self.detach.is_empty()
+            && self.detach_legacy.is_empty()
             && self.register.is_empty()
             && self.deregister.is_empty()
             && self.read.is_empty()
@@ -178,6 +181,7 @@ pub fn place(scene: &Scene<'_>) -> Placement {
     let mut placement = Placement::default();
     let nodes = resolve(scene, &mut placement.resolve);
     let holders = attachments(scene, &nodes, &mut placement);
+    legacy(scene, &mut placement);
     for (arn, intent) in scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)) {
         if intent == Intent::Serve {
             targets(scene, &nodes, arn, holders.get(arn), &mut placement);
@@ -260,18 +264,11 @@ fn attachments<'a>(
         if !holds_workers(scene, nodes, asg_name, asg) {
             continue;
         }
-        let mut waiting: Vec<_> = intents
-            .iter()
-            .filter(|(arn, intent)| **intent == Intent::Serve && !asg.sources.contains_key(**arn))
-            .map(|(arn, _)| (scene.seniority.get(*arn), *arn))
-            .collect();
-        waiting.sort();
+        let waiting = waiting(scene, asg);
         let note = if asg.elb_health {
             Some(Note::ElbHealthCheck(asg_name.clone()))
-        } else if scene.refusing.contains(asg_name) {
-            Some(Note::InstanceRefresh(asg_name.clone()))
         } else {
-            None
+            scene.refusing.get(asg_name).map(|words| Note::Refuses(asg_name.clone(), words.clone()))
         };
         if let Some(note) = note {
             for arn in intents.iter().filter(|(_, intent)| **intent == Intent::Serve).map(|(arn, _)| *arn) {
@@ -294,6 +291,34 @@ fn attachments<'a>(
         }
     }
     holders
+}
+
+/// Target groups that an Auto Scaling group could take, the first to be attached first.
+fn waiting<'a>(scene: &Scene<'a>, asg: &Asg) -> Vec<(Option<&'a Seniority>, &'a TargetGroupArn)> {
+    let leaves = |group: &TargetGroup| {
+        ownership::owner(scene.cluster, &group.tags).is_some_and(|owner| scene.leaving.contains(&owner.uid))
+    };
+    let groups = scene.observed.target_groups.values();
+    let lacking = groups.filter(|group| group.intent == Intent::Serve && !asg.sources.contains_key(&group.arn));
+    let mut waiting: Vec<_> =
+        lacking.filter(|group| !leaves(group)).map(|group| (scene.seniority.get(&group.arn), &group.arn)).collect();
+    waiting.sort();
+    waiting
+}
+
+/// Plans detachments of what the older calls attached and must not stay.
+fn legacy(scene: &Scene<'_>, placement: &mut Placement) {
+    let stale = |arn: &TargetGroupArn| match scene.observed.target_group(arn) {
+        Some(group) => group.intent == Intent::Release,
+        None => is_ghost(scene, arn),
+    };
+    for (name, asg) in &scene.observed.asgs {
+        let attached = asg.legacy.iter().filter(|(_, state)| **state != SourceState::Removing);
+        let leaving: BTreeSet<_> = attached.map(|(arn, _)| arn).filter(|arn| stale(arn)).cloned().collect();
+        if !leaving.is_empty() {
+            placement.detach_legacy.insert(name.clone(), leaving);
+        }
+    }
 }
 
 /// Whether target groups belong on this Auto Scaling group: it is one of the cluster's, by tag or by a node in it, and

@@ -98,6 +98,8 @@ pub enum Wait {
     Detaching { target_group: String, asgs: Vec<AsgName> },
     /// The load balancer that replaces another one is not usable yet.
     Replacement { balancer: String },
+    /// AWS could not set the load balancer up, twice in a row. Only time or people help.
+    SetUpFailed { balancer: String, reason: String },
 }
 
 impl fmt::Display for Wait {
@@ -114,6 +116,9 @@ impl fmt::Display for Wait {
                 )
             }
             Self::Replacement { balancer } => write!(f, "waiting for load balancer {balancer} to take over"),
+            Self::SetUpFailed { balancer, reason } => {
+                write!(f, "AWS could not set up load balancer {balancer} a second time: {reason}")
+            }
         }
     }
 }
@@ -197,12 +202,15 @@ impl fmt::Display for Step {
 const NOT_ASKED_FOR: &str = "the Service does not ask for it";
 const REPLACED: &str = "another one takes its place";
 const RELEASED: &str = "the Service is no longer served";
+/// Why a load balancer goes that AWS could not set up: it never becomes usable, and its name is needed.
+pub const NOT_SET_UP: &str = "AWS could not set it up";
 
 /// What to do so that AWS has what a Service desires.
 pub fn plan(desired: &Desired, slice: &Slice<'_>) -> Plan {
     let mut plan = Plan::default();
     plan.frontend_group(&desired.frontend, slice);
     let balancer = slice.balancers.iter().copied().find(|balancer| balancer.name == desired.balancer.name);
+    let balancer = plan.drop_failed(slice, balancer);
     plan.create_balancer(desired, balancer);
     plan.target_groups(desired, slice);
     plan.listeners(desired, slice, balancer);
@@ -256,6 +264,19 @@ impl Plan {
             self.push(Step::Revoke { group: name.clone(), rules: stale });
         }
         self.tags(&Resource::Group(name.clone()), &desired.tags, &observed.tags);
+    }
+
+    /// A load balancer that AWS could not set up goes, once, so that it is made again. Returns the one to work on.
+    fn drop_failed<'a>(&mut self, slice: &Slice<'_>, observed: Option<&'a Balancer>) -> Option<&'a Balancer> {
+        let balancer = observed?;
+        let BalancerState::Failed(reason) = &balancer.state else { return observed };
+        let name = balancer.name.clone();
+        if slice.remade.contains(name.as_str()) {
+            self.waits.push(Wait::SetUpFailed { balancer: name, reason: reason.clone() });
+            return observed;
+        }
+        self.push(Step::DeleteBalancer { name, because: NOT_SET_UP });
+        None
     }
 
     fn create_balancer(&mut self, desired: &Desired, observed: Option<&Balancer>) {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use super::account::{Account, REFUSAL_LIFETIME, State, StepError};
+use super::account::{Account, REFUSAL_LIFETIME, Refused, State, StepError};
 use super::drift::learn_networks;
-use super::observed::{Intent, SourceState};
+use super::observed::{Asg, Intent, SourceState};
 use super::placement::{Note, Placement};
 use super::report::Reporter;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
@@ -109,11 +109,11 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
     let placement = state.place(&account.policy.cluster, Instant::now());
     let asgs = state.observed.asgs.iter();
     let waited = asgs.filter(|(name, asg)| {
-        let is = |wanted| asg.sources.values().any(|state| *state == wanted);
+        let is = |wanted| asg.states().any(|state| state == wanted);
         let takes_over =
             |arn| state.observed.target_group(arn).is_some_and(|group| state.awaited.contains(&group.name));
         let mut adding = asg.sources.iter().filter(|(_, state)| **state == SourceState::Adding);
-        let full = asg.sources.values().filter(|state| **state != SourceState::Added).count() >= SOURCES_PER_CALL;
+        let full = asg.changing() >= SOURCES_PER_CALL;
         is(SourceState::Removing)
             || (is(SourceState::Adding) && placement.attach.contains_key(*name))
             || (full && placement.detach.contains_key(*name))
@@ -125,12 +125,19 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
 
 async fn look_at_changes(account: &Account) {
     for asg in waited_for(account) {
-        match account.aws.describe_sources(&asg).await {
-            Ok(sources) => {
+        let has_legacy = account.state().observed.asgs.get(&asg).is_some_and(|known| !known.legacy.is_empty());
+        let answer = async {
+            let sources = account.aws.describe_sources(&asg).await?;
+            let legacy = if has_legacy { account.aws.describe_legacy(&asg).await? } else { BTreeMap::new() };
+            Ok::<_, AwsError>((sources, legacy))
+        };
+        match answer.await {
+            Ok((sources, legacy)) => {
                 let mut state = account.state();
                 let Some(known) = state.observed.asgs.get_mut(&asg) else { continue };
-                let before = std::mem::replace(&mut known.sources, sources);
-                let let_go: Vec<_> = before.into_keys().filter(|arn| !known.sources.contains_key(arn)).collect();
+                let before = std::mem::replace(&mut known.sources, sources).into_keys();
+                let before = before.chain(std::mem::replace(&mut known.legacy, legacy).into_keys());
+                let let_go: Vec<_> = before.filter(|arn| !known.lists(arn)).collect();
                 let gone: Vec<_> =
                     let_go.iter().filter_map(|arn| Some(state.observed.target_group(arn)?.tags.clone())).collect();
                 for arn in &let_go {
@@ -151,7 +158,12 @@ async fn look_at_changes(account: &Account) {
 /// One pass.
 async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
     let now = Instant::now();
-    let placement = account.state().place(&account.policy.cluster, now);
+    let leaving = reporter.leaving();
+    let placement = {
+        let mut state = account.state();
+        state.leaving = leaving;
+        state.place(&account.policy.cluster, now)
+    };
     if !placement.is_empty() && account.fence().is_ok() {
         if !placement.resolve.is_empty() || !placement.read.is_empty() {
             find_out(account, reporter, &placement, backoff, now).await;
@@ -160,7 +172,8 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
         register(account, reporter, &placement, backoff, now).await;
         // What is not registered now must not be detached now.
         let placement = account.state().place(&account.policy.cluster, now);
-        let asgs: BTreeSet<_> = placement.attach.keys().chain(placement.detach.keys()).cloned().collect();
+        let asgs = placement.attach.keys().chain(placement.detach.keys()).chain(placement.detach_legacy.keys());
+        let asgs: BTreeSet<_> = asgs.cloned().collect();
         let due: Vec<_> = asgs.into_iter().filter(|asg| backoff.is_due(asg.as_str(), now)).collect();
         let outcomes = join_all(due.iter().map(|asg| drive(account, &placement, asg, backoff.longest))).await;
         for (asg, outcome) in due.iter().zip(outcomes) {
@@ -194,11 +207,9 @@ async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement,
                 }
             }
             Err(error) => {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cannot read the Auto Scaling groups of nodes"
-                );
-                backoff.put_off(MEMBERSHIP, &error, now);
+                // Without the answer such a node is nobody's target.
+                let served = account.state().observed.served();
+                fail(account, reporter, backoff, MEMBERSHIP, &served, &error, now).await;
             }
         }
     }
@@ -299,9 +310,7 @@ enum Turn {
 async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest: Duration) -> Result<Turn, StepError> {
     let room = || {
         let state = account.state();
-        let sources = state.observed.asgs.get(asg).map(|asg| &asg.sources);
-        let changing =
-            sources.map_or(0, |sources| sources.values().filter(|state| **state != SourceState::Added).count());
+        let changing = state.observed.asgs.get(asg).map_or(0, Asg::changing);
         SOURCES_PER_CALL.saturating_sub(changing)
     };
     let batch: Vec<_> = placement.attach.get(asg).into_iter().flatten().take(room()).cloned().collect();
@@ -335,6 +344,26 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest:
         drop(state);
         account.placement.notify_one();
     }
+    let leaving = placement.detach_legacy.get(asg).into_iter().flatten();
+    let batch: Vec<_> = leaving.take(room()).cloned().collect();
+    if batch.is_empty() { Ok(Turn::Fine) } else { detach_legacy(account, asg, &batch).await }
+}
+
+/// One batch of detachments by the older calls. Only of what is to be deleted, so no target is looked after.
+async fn detach_legacy(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> Result<Turn, StepError> {
+    account.fence()?;
+    tracing::info!(%asg, target_groups = batch.len(), "detaching what the older calls attached");
+    if let Err(error) = account.aws.detach_legacy(asg, batch).await {
+        account.recheck.notify_one();
+        return Ok(Turn::Failed(batch.iter().cloned().collect(), error));
+    }
+    let mut state = account.state();
+    state.touch(asg.as_str());
+    if let Some(known) = state.observed.asgs.get_mut(asg) {
+        known.legacy.extend(batch.iter().map(|arn| (arn.clone(), SourceState::Removing)));
+    }
+    drop(state);
+    account.placement.notify_one();
     Ok(Turn::Fine)
 }
 
@@ -368,7 +397,7 @@ async fn attach(
             Ok(None)
         }
         Err(error) if error.code.starts_with("InstanceRefreshInProgress") => {
-            account.state().refusing.insert(asg.clone(), Instant::now() + REFUSAL_LIFETIME);
+            refuse(account, asg, &error, REFUSAL_LIFETIME);
             account.placement.notify_one();
             Ok(None)
         }
@@ -377,11 +406,17 @@ async fn attach(
             account.recheck.notify_one();
             if matches!(error.class, Class::Denied | Class::Invalid | Class::Quota) {
                 // It may last: the nodes must not stay without traffic meanwhile.
-                account.state().refusing.insert(asg.clone(), Instant::now() + error.delays().0.min(longest));
+                refuse(account, asg, &error, error.delays().0.min(longest));
             }
             Ok(Some(Turn::Failed(batch.iter().cloned().collect(), error)))
         }
     }
+}
+
+/// Takes note of an Auto Scaling group that takes no target group for this long.
+fn refuse(account: &Account, asg: &AsgName, error: &AwsError, lifetime: Duration) {
+    let words = format!("{}: {}", error.code, error.message);
+    account.state().refusing.insert(asg.clone(), Refused { until: Instant::now() + lifetime, words });
 }
 
 async fn settle(

@@ -16,7 +16,7 @@ const CLUSTER: &str = "demo";
 #[derive(Default)]
 struct Stage {
     state: State,
-    refusing: BTreeSet<AsgName>,
+    refusing: BTreeMap<AsgName, String>,
     unfit: BTreeSet<InstanceId>,
 }
 
@@ -135,6 +135,7 @@ impl Stage {
             membership: &self.state.membership,
             targets: &self.state.targets,
             seniority: &self.state.seniority,
+            leaving: &self.state.leaving,
             refusing: &self.refusing,
             unfit: &self.unfit,
         })
@@ -202,7 +203,8 @@ fn r12_a_slot_that_comes_free_is_taken_and_its_nodes_stay_registered() {
 #[test]
 fn target_groups_attached_by_the_older_calls_take_slots_too() {
     let stage = Stage::default().asg("a", &["i-1"]).foreign("a", 25).nodes(&["i-1"]).serve("x", 1);
-    let full = stage.change("a", |asg| asg.legacy = (100..125).map(theirs).collect());
+    let full =
+        stage.change("a", |asg| asg.legacy = (100..125).map(|number| (theirs(number), SourceState::Added)).collect());
     assert_eq!(full.place().attach, BTreeMap::new());
     assert_eq!(full.place().register, targets_of("x", &["i-1"]));
 }
@@ -228,10 +230,10 @@ fn r17_a_switch_to_elb_health_checks_while_attached_registers_and_detaches() {
 #[test]
 fn r19_nodes_are_registered_while_an_instance_refresh_refuses_the_attachment() {
     let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]).serve("x", 1).serve("y", 2).attached("a", "y");
-    stage.refusing = set(&["a"]);
+    stage.refusing = [("a".into(), "a refresh".into())].into();
     let placement = stage.place();
     assert_eq!(placement.register, targets_of("x", &["i-1"]));
-    assert_eq!(notes(&placement, "x"), [Note::InstanceRefresh("a".into())]);
+    assert_eq!(notes(&placement, "x"), [Note::Refuses("a".into(), "a refresh".into())]);
     assert_eq!(notes(&placement, "y"), [], "it is attached already");
     stage.refusing.clear();
     let after = stage.targets("x", |targets| targets.direct = set(&["i-1"])).place();
@@ -534,7 +536,7 @@ impl World {
             let ids: Vec<_> = members.iter().map(|(number, _)| format!("i-{number}")).collect();
             let ids: Vec<_> = ids.iter().map(String::as_str).collect();
             stage = stage.asg(&name, &ids).foreign(&name, *foreign).change(&name, |asg| {
-                asg.legacy = (100..100 + legacy).map(theirs).collect();
+                asg.legacy = (100..100 + legacy).map(|number| (theirs(number), SourceState::Added)).collect();
                 (asg.elb_health, asg.add_suspended) = (*elb_health, *add_suspended);
             });
             for (id, (_, (is_node, eligible))) in ids.iter().zip(members) {
@@ -760,4 +762,87 @@ fn a_group_is_surveyed_once_whoever_of_it_is_left() {
     assert!(stage.state.replace_workers(CLUSTER, workers(&["i-2", "i-9"])));
     let mut stage = stage.asg("more", &["i-4"]);
     assert!(stage.state.replace_workers(CLUSTER, workers(&["i-2", "i-4"])));
+}
+
+#[test]
+fn a_slot_does_not_go_to_a_service_that_is_being_deleted() {
+    let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]).foreign("a", 49).serve("x", 1).serve("y", 2);
+    stage.state.leaving.insert("x".into());
+    let placement = stage.place();
+    assert_eq!(placement.attach, attach("a", &["y"]));
+    // AWS may refuse the deletion: until then its nodes are targets all the same.
+    assert_eq!(placement.register, targets_of("x", &["i-1"]));
+}
+
+#[test]
+fn r11_what_the_older_calls_attached_goes_when_it_is_ours_and_released() {
+    let stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]);
+    let stage = stage.group("x", Intent::Release, 1).serve("y", 2);
+    let stage = stage.change("a", |asg| {
+        let arns = [ours("x"), ours("y"), ours("ghost"), theirs(1)];
+        asg.legacy = arns.map(|arn| (arn, SourceState::Added)).into();
+    });
+    assert_eq!(stage.place().detach_legacy, [("a".into(), [ours("x"), ours("ghost")].into())].into());
+    let stage = stage.change("a", |asg| asg.legacy = [(ours("x"), SourceState::Removing)].into());
+    assert_eq!(stage.place().detach_legacy, BTreeMap::new());
+}
+
+/// What a drift check reads next: the same, with these instances in the Auto Scaling groups.
+fn reading(stage: &Stage, members: &[(&str, &[&str])]) -> Observed {
+    let mut fresh = stage.state.observed.clone();
+    for (asg, instances) in members {
+        fresh.asgs.get_mut(&(*asg).into()).unwrap().instances = set(instances);
+    }
+    fresh
+}
+
+fn merge(stage: &mut Stage, fresh: Observed) {
+    let began = stage.state.now();
+    stage.state.merge(fresh, began, tokio::time::Instant::now());
+}
+
+#[test]
+fn r18_an_instance_that_left_its_group_is_registered_by_itself_and_forgotten_when_it_enters() {
+    let mut stage = Stage::default().asg("a", &["i-1", "i-2"]).nodes(&["i-1", "i-2"]).serve("x", 1).attached("a", "x");
+    let fresh = reading(&stage, &[("a", &["i-2"])]);
+    merge(&mut stage, fresh);
+    assert_eq!(stage.state.membership[&"i-1".into()], None);
+    assert_eq!(stage.place().register, targets_of("x", &["i-1"]));
+    let mut stage = stage.targets("x", |targets| targets.direct = set(&["i-1"]));
+    let fresh = reading(&stage, &[("a", &["i-1", "i-2"])]);
+    merge(&mut stage, fresh);
+    // The group registers who enters, and will take out who leaves.
+    assert_eq!(stage.state.targets[&ours("x")].direct, set(&[]));
+    assert_eq!(stage.place(), Placement::default());
+}
+
+#[test]
+fn an_instance_that_moves_between_groups_is_in_the_second() {
+    let mut stage = Stage::default().asg("a", &["i-1", "i-2"]).asg("b", &["i-3"]).nodes(&["i-1", "i-2", "i-3"]);
+    stage = stage.serve("x", 1).attached("a", "x").attached("b", "x");
+    stage = stage.targets("x", |targets| targets.expelled = set(&["i-1", "i-3"]));
+    let fresh = reading(&stage, &[("a", &["i-2"]), ("b", &["i-1", "i-3"])]);
+    merge(&mut stage, fresh);
+    assert_eq!(stage.state.membership[&"i-1".into()], Some("b".into()));
+    assert_eq!(stage.state.targets[&ours("x")].expelled, set(&["i-3"]), "its new group registers it");
+}
+
+#[test]
+fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
+    let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]);
+    let age = |second, service: &str| (Timestamp::from_second(second).unwrap(), service.to_owned(), 80);
+    stage.state.promised = [("x".into(), age(1, "shop/x")), ("y".into(), age(2, "shop/y"))].into();
+    let made = Stage::default().serve("x", 9).state.observed.target_groups.remove("x").unwrap();
+    let step = crate::controller::plan::Step::CreateTargetGroup(crate::controller::desired::DesiredTargetGroup {
+        name: made.name.clone(),
+        vpc: made.vpc.clone(),
+        protocol: crate::model::service::Protocol::Tcp,
+        port: made.port,
+        health: made.health.clone(),
+        tags: made.tags.clone(),
+    });
+    stage.state.record(&step, crate::controller::observed::Outcome::TargetGroup(made));
+    assert_eq!(stage.state.seniority[&ours("x")], age(1, "shop/x"));
+    stage.state.forget_promises(&ServiceKey::new("shop", "y"));
+    assert!(stage.state.promised.is_empty());
 }

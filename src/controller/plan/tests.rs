@@ -152,6 +152,7 @@ impl World {
         observed.balancers.retain(|_, balancer| is_foreign(&balancer.tags));
         observed.target_groups.retain(|_, group| is_foreign(&group.tags));
         observed.groups.retain(|_, group| is_foreign(&group.tags));
+        observed.remade.clear();
         for asg in observed.asgs.values_mut() {
             asg.sources.retain(|arn, _| !ours.contains(arn));
         }
@@ -205,7 +206,7 @@ impl World {
                     assert!(!names_it, "{step}: a listener of {} names it", balancer.name);
                 }
                 for (asg, group) in &self.observed.asgs {
-                    assert!(!group.sources.contains_key(arn), "{step}: Auto Scaling group {asg} names it");
+                    assert!(!group.lists(arn), "{step}: Auto Scaling group {asg} names it");
                 }
             }
             Step::DeleteGroup { name, .. } => {
@@ -516,6 +517,50 @@ fn while_aws_sets_a_load_balancer_up_there_is_a_wait_and_no_step() {
     assert!(wait.to_string().ends_with("to become active"), "{wait}");
 }
 
+/// AWS could not set the only load balancer up.
+fn fail_set_up(world: &mut World) {
+    for balancer in
+        world.observed.balancers.values_mut().filter(|balancer| balancer.tags.contains_key("weir.dev/service"))
+    {
+        if !balancer.name.starts_with("foreign") {
+            balancer.state = BalancerState::Failed("no address".into());
+        }
+    }
+}
+
+#[test]
+fn a_load_balancer_that_aws_cannot_set_up_is_made_again_once() {
+    let mut world = World::new();
+    for step in world.plan(Some(&web())).unwrap().steps {
+        world.take(&step);
+    }
+    fail_set_up(&mut world);
+    let foreign = world.foreign();
+    let plan = world.plan(Some(&web())).unwrap();
+    assert_eq!(kinds(&plan.steps), ["delete load", "create internet-facing", "create listener"]);
+    for step in &plan.steps {
+        world.take(step);
+    }
+    fail_set_up(&mut world);
+    let plan = world.plan(Some(&web())).unwrap();
+    assert_eq!(plan.steps, []);
+    assert!(matches!(plan.waits.as_slice(), [Wait::SetUpFailed { reason, .. }] if reason == "no address"));
+    // After the wait it is made again; this time it works.
+    world.observed.remade.clear();
+    world.settle(Some(&web()));
+    world.assert_serves(&web());
+    assert_eq!(world.foreign(), foreign);
+}
+
+#[test]
+fn what_aws_cannot_set_up_is_given_back_like_anything_else() {
+    let mut world = settled(&web());
+    fail_set_up(&mut world);
+    world.settle(None);
+    assert!(world.of().is_empty());
+    assert!(world.observed.remade.is_empty());
+}
+
 #[test]
 fn r37_a_new_node_port_moves_the_listener_only_once_the_new_target_group_is_served() {
     let mut world = settled(&web());
@@ -646,6 +691,22 @@ fn r11_a_target_group_stays_while_an_auto_scaling_group_lists_it() {
     world.observed.asgs.get_mut(&"workers".into()).unwrap().sources.remove(&arn);
     world.observed.asgs.get_mut(&"burst".into()).unwrap().sources.insert(arn, SourceState::Removing);
     assert_eq!(world.plan(None).unwrap().steps, []);
+    world.settle(None);
+    assert!(world.of().is_empty());
+}
+
+#[test]
+fn r11_what_the_older_calls_attached_holds_a_target_group_too() {
+    let mut world = settled(&web());
+    let arn = world.of().target_groups[0].arn.clone();
+    let by_hand = Asg { legacy: [(arn, SourceState::Added)].into(), ..Asg::default() };
+    world.observed.asgs.insert("by-hand".into(), by_hand);
+    assert!(!world.drive(None, 20, usize::MAX));
+    let plan = world.plan(None).unwrap();
+    assert_eq!(plan.steps, []);
+    let [Wait::Detaching { asgs, .. }] = plan.waits.as_slice() else { panic!("{:?}", plan.waits) };
+    assert_eq!(*asgs, ["by-hand".into()]);
+    world.observed.asgs.get_mut(&"by-hand".into()).unwrap().legacy.clear();
     world.settle(None);
     assert!(world.of().is_empty());
 }
