@@ -70,6 +70,8 @@ struct Cloud {
     lag: usize,
     /// Network interfaces that carry a security group: id and description.
     interfaces: Vec<(String, String)>,
+    /// VPC endpoint services, and the load balancer that each offers.
+    endpoint_services: BTreeMap<String, String>,
     /// Security groups with a rule that names another, and that rule's description.
     references: BTreeMap<String, String>,
 }
@@ -150,7 +152,8 @@ impl Match for Lossy {
 }
 
 fn is_ec2(action: &str) -> bool {
-    const EC2: [&str; 5] = ["SecurityGroup", "NetworkInterfaces", "DescribeInstances", "Subnets", "RouteTables"];
+    const EC2: [&str; 6] =
+        ["SecurityGroup", "NetworkInterfaces", "DescribeInstances", "Subnets", "RouteTables", "VpcEndpoint"];
     EC2.iter().any(|part| action.contains(part))
 }
 
@@ -281,6 +284,16 @@ impl Cloud {
                     .collect();
                 success(action, &format!("<networkInterfaceSet>{shown}</networkInterfaceSet>"))
             }
+            "DescribeVpcEndpointServiceConfigurations" => {
+                let item = |(id, arn): (&String, &String)| {
+                    format!(
+                        "<item><serviceId>{id}</serviceId><networkLoadBalancerArnSet><item>{arn}</item>\
+                         </networkLoadBalancerArnSet></item>"
+                    )
+                };
+                let shown: String = self.endpoint_services.iter().map(item).collect();
+                success(action, &format!("<serviceConfigurationSet>{shown}</serviceConfigurationSet>"))
+            }
             "DescribeListeners"
             | "DescribeTargetHealth"
             | "DescribeAutoScalingGroups"
@@ -358,6 +371,7 @@ impl World {
             .set_sleep_impl(Some(SharedAsyncSleep::new(waits.clone())));
         let policy = Policy {
             cluster: CLUSTER.into(),
+            cluster_uid: "c-1".into(),
             default_scheme: Scheme::InternetFacing,
             node_ports: (30000, 32767),
             health_port: 10256,
@@ -371,7 +385,6 @@ impl World {
     }
 
     async fn apply(&self, step: &Step) -> Result<(), StepError> {
-            cluster_uid: "c-1".into(),
         apply(&self.account, step).await
     }
 
@@ -581,19 +594,6 @@ async fn the_name_of_a_target_group_proves_nothing_without_tags() {
 }
 
 #[tokio::test]
-async fn r3_a_security_group_in_use_is_deleted_once_and_the_interface_is_named() {
-    let world = World::new().await;
-    world.apply(&create_group()).await.unwrap();
-    world.fake.cloud().interfaces = vec![("eni-0ab".into(), "ELB net/lb/1".into())];
-    let error = world.refusal(&delete_group()).await;
-    assert_eq!(error.class, Class::Conflict);
-    assert!(error.to_string().contains("network interface eni-0ab (ELB net/lb/1) still uses it"), "{error}");
-    assert_eq!(world.fake.calls("DeleteSecurityGroup"), 1);
-    assert!(error.delays().0 >= Duration::from_secs(2), "no write is repeated faster");
-
-    world.fake.cloud().interfaces.clear();
-    world.apply(&delete_group()).await.unwrap();
-#[tokio::test]
 async fn another_cluster_of_the_same_name_keeps_what_it_owns() {
     let world = World::new().await;
     let theirs = |id: &str, role| Resource { id: id.into(), tags: with_cluster_uid(tags_of(role), "c-2") };
@@ -613,6 +613,19 @@ async fn another_cluster_of_the_same_name_keeps_what_it_owns() {
     assert_eq!(world.refusal(&create_group()).await.class, Class::Exists);
 }
 
+#[tokio::test]
+async fn r3_a_security_group_in_use_is_deleted_once_and_the_interface_is_named() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.fake.cloud().interfaces = vec![("eni-0ab".into(), "ELB net/lb/1".into())];
+    let error = world.refusal(&delete_group()).await;
+    assert_eq!(error.class, Class::Conflict);
+    assert!(error.to_string().contains("network interface eni-0ab (ELB net/lb/1) still uses it"), "{error}");
+    assert_eq!(world.fake.calls("DeleteSecurityGroup"), 1);
+    assert!(error.delays().0 >= Duration::from_secs(2), "no write is repeated faster");
+
+    world.fake.cloud().interfaces.clear();
+    world.apply(&delete_group()).await.unwrap();
     assert!(world.account.state().observed.groups.is_empty());
 }
 
@@ -652,6 +665,25 @@ async fn a_load_balancer_is_usable_when_aws_says_so_and_its_owner_is_told_once()
     let state = world.account.state();
     assert_eq!(state.observed.balancers["lb"].state, BalancerState::Active);
     assert_eq!(state.provisioning(), []);
+}
+
+#[tokio::test]
+async fn r7_the_endpoint_services_that_keep_a_load_balancer_are_named() {
+    let world = World::new().await;
+    world.apply(&create_group()).await.unwrap();
+    world.apply(&create_balancer()).await.unwrap();
+    let arn = world.account.state().observed.balancers["lb"].arn.to_string();
+    world.fake.cloud().endpoint_services =
+        [("vpce-svc-1".into(), arn), ("vpce-svc-2".into(), "arn:lb/theirs".into())].into();
+    let delete = Step::DeleteBalancer { name: "lb".into(), because: "a test" };
+    world.fake.fail("DeleteLoadBalancer", 2, &Fault::Error(400, "ResourceInUse"));
+    let error = world.refusal(&delete).await;
+    assert!(error.to_string().contains("because: VPC endpoint service vpce-svc-1 uses it"), "{error}");
+    assert_eq!(error.delays().0, Duration::from_mins(1));
+    // Without permission to look, AWS's own words are what is left.
+    world.fake.fail("DescribeVpcEndpointServiceConfigurations", 1, &Fault::Error(403, "UnauthorizedOperation"));
+    let error = world.refusal(&delete).await;
+    assert!(error.to_string().ends_with("(ResourceInUse: because)"), "{error}");
 }
 
 /// Takes nine seconds: the waits are tokio's, not the SDK's.

@@ -14,6 +14,7 @@ from sandbox.checks import (
     is_served,
     listeners,
     node_rules,
+    note,
     rules,
     serve,
     tags,
@@ -225,6 +226,8 @@ def test_r35_another_subnet_of_the_same_zone(cluster, account, weir):
     calls = [call["request"] for call in writes(account, mark) if call["operation"] == "SetSubnets"]
     sets = [{mapping["SubnetId"] for mapping in request["SubnetMappings"]} for request in calls]
     assert sets == [{b, c}, {other, b, c}]
+    told = note(cluster, "order", "SubnetsChanging")
+    assert f"{a} to {other} in {account.names['zones'][0]}" in told
 
     cluster.patch("order", {"metadata": {"annotations": {key: b}}})
     wait_for(lambda: zones(account, hostname) == {b}, 20, "one zone only")

@@ -23,12 +23,15 @@ from sandbox.checks import (
     note,
     rules,
     serve,
+    tags,
     target_groups,
+    targets,
     wait_nothing_left,
     wait_rest,
     writes,
 )
 from sandbox.process import wait_for
+from sandbox.view import lone_instances, nodes_follow
 
 #: Whoever tests a recovery does not want to wait for the minutes that are right in production.
 SOON = "--retry-max-interval=3s"
@@ -274,12 +277,16 @@ def test_r7_a_load_balancer_in_use_keeps_the_rest(cluster, account, weir):
     weir(CALM)
     serve(cluster, account)
     before, served = left_in_aws(account), attached(account)
+    [lb] = balancers(account)
+    offered = {"NetworkLoadBalancerArns": [lb["LoadBalancerArn"]], "AcceptanceRequired": False}
+    service = account.ec2.create_vpc_endpoint_service_configuration(**offered)["ServiceConfiguration"]["ServiceId"]
     words = "Load balancer is currently associated with another service"
     account.faults({"operation": "DeleteLoadBalancer", "code": "ResourceInUse", "message": words, "count": -1})
     mark = account.mark()
     cluster.delete("order")
     sentence = note(cluster, "order", "AwsConflict", 15)
     assert words in sentence and "protected" not in sentence
+    assert service in sentence, "the endpoint service is named"
     time.sleep(2)
     assert len(calls_of(account, "DeleteLoadBalancer", mark)) == 1
     assert left_in_aws(account) == before and attached(account) == served
@@ -319,6 +326,94 @@ def test_what_does_not_depend_on_a_failure_goes_on(cluster, account, weir):
     account.faults()
     local = str(cluster.service("order")["spec"]["healthCheckNodePort"])
     wait_for(lambda: target_groups(account)[0]["HealthCheckPort"] == local, 15, "the health check")
+
+
+def test_tags_that_cannot_be_set_do_not_hold_up_the_listeners(cluster, account, weir):
+    """Not in the same reconcile, and not in those that follow while the tags wait for their next try."""
+    weir(CALM)
+    hostname = serve(cluster, account)
+    account.localstack.settings(attach_seconds=2)
+    account.faults({"operation": "AddTags", **DENIED})
+    number = 30081 if cluster.service("order")["spec"]["ports"][0]["nodePort"] != 30081 else 30082
+    port = {"name": "main", "port": 80, "protocol": "TCP", "targetPort": 8080, "nodePort": number}
+    mark = account.mark()
+    cluster.patch(
+        "order",
+        {
+            "metadata": {"annotations": {ANNOTATION + "additional-resource-tags": "team=blue"}},
+            "spec": {"ports": [port]},
+        },
+    )
+    assert "elasticloadbalancing:AddTags" in note(cluster, "order", "AwsAccessDenied")
+    wait_for(lambda: [tg["Port"] for tg in target_groups(account)] == [number], 20, "only the new target group")
+    assert is_served(account, hostname)
+    assert len(calls_of(account, "AddTags", mark)) == 1, "no second try before its time"
+
+
+def test_tags_that_cannot_be_removed_are_not_forgotten(cluster, account, weir):
+    """What is set next would overwrite the record of which tags are weir's."""
+    weir(CALM, SOON)
+    key = ANNOTATION + "additional-resource-tags"
+    hostname = serve(cluster, account, annotations={key: "team=blue,cost=7"})
+    arn = balancer(account, hostname)["LoadBalancerArn"]
+    account.faults({"operation": "RemoveTags", **DENIED})
+    mark = account.mark()
+    cluster.patch("order", {"metadata": {"annotations": {key: "team=red"}}})
+    assert "elasticloadbalancing:RemoveTags" in note(cluster, "order", "AwsAccessDenied")
+    wait_rest(account)
+    assert calls_of(account, "AddTags", mark) == []
+    account.faults()
+    wait_for(lambda: "cost" not in tags(account, arn), 15, "the tag to go")
+    wait_for(lambda: tags(account, arn)["team"] == "red", 15, "the other one to be changed")
+
+
+def test_a_load_balancer_that_aws_cannot_set_up_is_made_again(cluster, account, weir):
+    """Once, at once, with an Event."""
+    weir(CALM)
+    account.localstack.settings(provision_failures=1)
+    cluster.expose("order")
+    hostname = cluster.wait_hostname("order", 20)
+    wait_for(lambda: is_served(account, hostname), 20, "it to be served")
+    sentence = note(cluster, "order", "LoadBalancerFailed")
+    assert "Internal error" in sentence and "made again" in sentence
+    counts = counted(writes(account))
+    assert (counts["CreateLoadBalancer"], counts["DeleteLoadBalancer"], counts["CreateTargetGroup"]) == (2, 1, 1)
+    assert len(balancers(account)) == 1
+
+
+def test_a_load_balancer_that_aws_cannot_set_up_twice_waits(cluster, account, weir):
+    """No third one before a wait; an edit ends it."""
+    weir(CALM)
+    account.localstack.settings(provision_failures=2)
+    cluster.expose("order")
+
+    def told() -> list[str]:
+        return [text for reason, text in cluster.events("order") if reason == "LoadBalancerFailed"]
+
+    wait_for(lambda: len(told()) == 2, 20, "two Events")
+    assert "tried again" in told()[1]
+    wait_rest(account, 2)
+    assert counted(writes(account))["CreateLoadBalancer"] == 2
+    assert cluster.hostname("order") is None
+    cluster.patch("order", {"spec": {"loadBalancerSourceRanges": ["192.0.2.0/24"]}})
+    hostname = cluster.wait_hostname("order", 20)
+    wait_for(lambda: is_served(account, hostname), 20, "it to be served")
+    cluster.delete("order")
+    cluster.wait_gone("order")
+    wait_nothing_left(account)
+
+
+def test_groups_of_nodes_that_cannot_be_read_are_told_of(cluster, account, weir):
+    """A node whose labels do not tell its group is nobody's target until they can."""
+    weir(CALM, SOON)
+    serve(cluster, account)
+    account.faults({"operation": "DescribeAutoScalingInstances", **DENIED})
+    [extra] = lone_instances(account)
+    nodes_follow(cluster, account)
+    assert "autoscaling:DescribeAutoScalingInstances" in note(cluster, "order", "AwsAccessDenied", 15)
+    account.faults()
+    [arn] = [tg["TargetGroupArn"] for tg in target_groups(account)]
+    wait_for(lambda: extra in targets(account, arn), 15, "the node to be registered")
 
 
 def test_r56_no_hostname_before_the_load_balancer_is_active(cluster, account, weir):

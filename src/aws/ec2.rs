@@ -331,6 +331,27 @@ impl Aws {
             .collect())
     }
 
+    /// Ids of the VPC endpoint services that offer a load balancer.
+    ///
+    /// # Errors
+    /// As of DescribeVpcEndpointServiceConfigurations.
+    pub async fn describe_endpoint_services_of(&self, balancer: &LoadBalancerArn) -> Result<Vec<String>, AwsError> {
+        let mut found = vec![];
+        let mut token = None;
+        loop {
+            let request = self.ec2.describe_vpc_endpoint_service_configurations().set_next_token(token);
+            let page = call!(self.read, "ec2:DescribeVpcEndpointServiceConfigurations", "*", request)?;
+            let services = page.service_configurations().iter();
+            let using = services
+                .filter(|service| service.network_load_balancer_arns().iter().any(|arn| arn == balancer.as_str()));
+            found.extend(using.filter_map(|service| service.service_id().map(str::to_owned)));
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
     /// Sets tags of a security group.
     ///
     /// # Errors

@@ -85,7 +85,7 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
         }
         Step::DeleteBalancer { name, .. } => {
             let arn = balancer_arn(&account.state(), name)?;
-            aws.delete_balancer(&arn).await?;
+            delete_balancer(account, &arn).await?;
             Ok(Outcome::Done)
         }
         Step::CreateTargetGroup(desired) => Ok(Outcome::TargetGroup(aws.create_target_group(desired).await?)),
@@ -141,6 +141,21 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             Ok(Outcome::Done)
         }
     }
+}
+
+/// Deletes a load balancer of ours. Where endpoint services keep it, they are named.
+async fn delete_balancer(account: &Account, arn: &LoadBalancerArn) -> Result<(), StepError> {
+    let refusal = match account.aws.delete_balancer(arn).await {
+        Err(error) if error.code == "ResourceInUse" => error,
+        other => return Ok(other?),
+    };
+    // Only words: a read that is denied must not hide the refusal itself.
+    let services = account.aws.describe_endpoint_services_of(arn).await.unwrap_or_default();
+    if services.is_empty() {
+        return Err(refusal.into());
+    }
+    let message = format!("{}: VPC endpoint service {} uses it", refusal.message, services.join(", "));
+    Err(AwsError { message, ..refusal }.into())
 }
 
 /// Deletes a group of ours. Where something uses it, rules that carry our mark go first; anything else is named.

@@ -57,17 +57,20 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, A
         }
         again
     };
+    read_network(account).await;
+    account.placement.notify_one();
+    Ok(again)
+}
+
+/// Reads the network. What could not be read is told to the Services that need it.
+pub async fn read_network(account: &Account) {
     let network = refresh_network(account).await;
     if let Err(error) = &network {
         tracing::warn!(error = error as &dyn std::error::Error, "cannot read the network");
     }
-    {
-        let mut state = account.state();
-        state.network_read = Some(Instant::now());
-        state.network_problem = network.err().map(|error| error.to_string());
-    }
-    account.placement.notify_one();
-    Ok(again)
+    let mut state = account.state();
+    state.network_read = Some(Instant::now());
+    state.network_problem = network.err().map(|error| error.to_string());
 }
 
 /// Targets of the target groups whose turn it is. What cannot be read comes with a later turn.
@@ -98,9 +101,6 @@ fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>) -> Vec<K> {
     chosen
 }
 
-async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, AwsError> {
-    let aws = &account.aws;
-    let cluster = &account.policy.cluster;
 /// What belongs to another cluster of the same name. It is as foreign as anything else in the account.
 struct Twins<'a> {
     uid: &'a str,
@@ -128,11 +128,14 @@ impl Twins<'_> {
     }
 }
 
+async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, AwsError> {
+    let aws = &account.aws;
+    let cluster = &account.policy.cluster;
     let mut fresh = Observed::default();
+    let mut twins = Twins { uid: &account.policy.cluster_uid, resources: vec![] };
 
     let prefix = name::cluster_prefix(cluster);
     let target_groups = aws.describe_target_groups().await?;
-    let mut twins = Twins { uid: &account.policy.cluster_uid, resources: vec![] };
     let target_groups: Vec<_> = target_groups.into_iter().filter(|group| group.name.starts_with(&prefix)).collect();
     fresh.listed = target_groups.iter().map(|group| group.arn.clone()).collect();
     let (balancers, of_other_types) = aws.describe_balancers().await?;
@@ -227,7 +230,7 @@ async fn read_listeners(
     Ok(())
 }
 
-/// Reads the network: subnets, and the security groups of the nodes.
+/// Reads subnets, and the security groups of the nodes.
 async fn refresh_network(account: &Account) -> Result<(), NetworkError> {
     let instances: Vec<InstanceId> = {
         let state = account.state();

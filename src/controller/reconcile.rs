@@ -14,8 +14,9 @@ use tokio::time::Instant;
 use super::account::{Account, StepError};
 use super::apply::apply;
 use super::desired::{Desired, Refusal, desired, node_rules};
+use super::drift;
 use super::observed::BalancerState;
-use super::plan::{Plan, Step, Wait, plan, teardown};
+use super::plan::{NOT_SET_UP, Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
 use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
@@ -64,6 +65,8 @@ pub struct Failure {
     fingerprint: u64,
     count: u32,
     until: Instant,
+    /// Steps that wait alone, since nothing depends on them. None: the whole Service waits.
+    alone: Vec<Step>,
 }
 
 /// A reconcile that was cut short by the API server. Tried again.
@@ -76,7 +79,19 @@ enum Ending {
     Settled,
     Waiting,
     Refused(Option<Duration>),
-    Failed(StepError),
+    Failed(Failed),
+}
+
+/// What failed, and the steps that need not hold up the others until they are tried again.
+struct Failed {
+    error: StepError,
+    alone: Vec<Step>,
+}
+
+impl From<StepError> for Ending {
+    fn from(error: StepError) -> Self {
+        Self::Failed(Failed { error, alone: vec![] })
+    }
 }
 
 impl Context {
@@ -98,7 +113,10 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         return Ok(Action::await_change());
     }
     let fingerprint = fingerprint(&service);
-    if let Some(rest) = remaining_wait(&context, &uid, fingerprint) {
+    let (rest, alone) = remaining_wait(&context, &uid, fingerprint).unzip();
+    if let Some(rest) = rest
+        && alone.as_ref().is_none_or(Vec::is_empty)
+    {
         // What failed waits; the hostname does not.
         if is_ours
             && let Ok(spec) = parse(&service)
@@ -108,7 +126,10 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         }
         return Ok(Action::requeue(rest));
     }
-    let ending = if is_ours { serve(&service, &context).await? } else { release(&service, &context).await? };
+    let waiting = Failures { steps: alone.unwrap_or_default(), first: None };
+    let ending = if is_ours { serve(&service, &context, waiting).await } else { release(&service, &context).await };
+    context.account.state().forget_promises(&owner_of(&service).service);
+    let ending = ending?;
     let result = match &ending {
         Ending::Settled => "settled",
         Ending::Waiting => "waiting",
@@ -117,13 +138,15 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
     };
     context.metrics.reconciles.get_or_create(&Reconciled { result }).inc();
     Ok(match ending {
-        Ending::Failed(error) => failed(&service, &context, fingerprint, error).await,
+        Ending::Failed(failure) => failed(&service, &context, fingerprint, failure).await,
         Ending::Refused(delay) => delay.map_or_else(Action::await_change, Action::requeue),
+        Ending::Settled | Ending::Waiting if let Some(rest) = rest => Action::requeue(rest),
         Ending::Waiting => Action::await_change(),
         Ending::Settled => {
             failures(&context).remove(&uid);
             context.reporter.forget(&uid, |reason| {
-                reason.starts_with("Aws") || [report::INVALID, report::NETWORK, report::WAITING].contains(&reason)
+                let passing = [report::INVALID, report::NETWORK, report::WAITING, report::FAILED, report::SUBNET_SWAP];
+                reason.starts_with("Aws") || passing.contains(&reason)
             });
             Action::await_change()
         }
@@ -141,7 +164,7 @@ pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Act
     }
 }
 
-async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupted> {
+async fn serve(service: &Service, context: &Context, mut failures: Failures) -> Result<Ending, Interrupted> {
     let none = BTreeMap::new();
     let warnings = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none)).warnings();
     if !warnings.is_empty() {
@@ -155,13 +178,19 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
     if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
         context.account.placement.notify_one();
     }
-    let mut failures = Failures::default();
+    let mut read_again = false;
     for round in 0..ROUNDS {
         if let Some(error) = ensure_listeners_known(context, &spec).await {
-            return Ok(Ending::Failed(error));
+            return Ok(error.into());
         }
         let (desired, plan) = match decide(context, &spec) {
             Ok(decided) => decided,
+            // They may name a subnet that was made after the network was read.
+            Err(Refusal::Service(problems)) if !read_again && is_about_new_subnets(service, context, &problems) => {
+                read_again = true;
+                drift::read_network(&context.account).await;
+                continue;
+            }
             Err(Refusal::Service(problems)) => return Ok(refuse(service, context, &problems).await),
             Err(Refusal::Network(sentence)) => {
                 let retry = NETWORK_RETRY.min(context.longest_wait);
@@ -179,22 +208,29 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
             return Ok(Ending::Settled);
         }
         if let Err(error) = ensure_shared(context).await {
-            return Ok(Ending::Failed(error));
+            return Ok(error.into());
         }
         // Before anything is taken away, and whatever else fails.
         let usable = publish_hostname(service, context, &desired, &plan).await?;
         let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
         let _coming = makes_groups.then(|| context.account.announce());
         tell_removed_listeners(service, context, &plan).await;
+        tell_interruptions(service, context, &desired, &plan).await;
         let done = match carry_out(context, &plan, &mut failures).await {
             Ok(done) => done,
-            Err(error) => return Ok(Ending::Failed(error)),
+            Err(error) => return Ok(error.into()),
         };
         if !done {
             tell_node_groups(service, context).await;
+            if let Some(error) = give_up_setting_up(context, &plan) {
+                return Ok(error.into());
+            }
             return Ok(match failures.first {
-                Some(error) => Ending::Failed(error),
-                None if usable && plan.waits.is_empty() => Ending::Settled,
+                Some(error) => Ending::Failed(Failed { error, alone: failures.steps }),
+                None if usable && plan.waits.is_empty() => {
+                    context.account.state().observed.remade.remove(&desired.balancer.name);
+                    Ending::Settled
+                }
                 None => {
                     tell_waits(service, context, &plan.waits).await;
                     Ending::Waiting
@@ -205,11 +241,24 @@ async fn serve(service: &Service, context: &Context) -> Result<Ending, Interrupt
     Ok(Ending::Refused(Some(AGAIN)))
 }
 
-/// Independent steps that failed in one reconcile. They are planned again in its later rounds, and not tried again.
+/// Independent steps that failed in one reconcile, or wait since an earlier one. They are planned again in its later
+/// rounds, and not tried again.
 #[derive(Default)]
 struct Failures {
     steps: Vec<Step>,
     first: Option<StepError>,
+}
+
+impl Failures {
+    /// Whether a step must not be taken now: it failed, or it would overwrite the record of which tags are ours while
+    /// some of those are still to be removed.
+    fn forbid(&self, step: &Step) -> bool {
+        let waits_for = |failed: &Step| match (step, failed) {
+            (Step::Tag { resource, .. }, Step::Untag { resource: other, .. }) => resource == other,
+            _ => false,
+        };
+        self.steps.iter().any(|failed| failed == step || waits_for(failed))
+    }
 }
 
 /// Takes a plan's steps. What does not depend on a step that failed is done all the same. Returns whether anything was
@@ -217,7 +266,7 @@ struct Failures {
 async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> Result<bool, StepError> {
     let mut done = false;
     for step in &plan.steps {
-        if failures.steps.contains(step) {
+        if failures.forbid(step) {
             continue;
         }
         match apply(&context.account, step).await {
@@ -246,6 +295,51 @@ async fn tell_removed_listeners(service: &Service, context: &Context, plan: &Pla
             format!("removing listener {port} of load balancer {balancer} ({arn}): the Service does not ask for it");
         context.reporter.tell(service, Kind::Normal, report::LISTENER_REMOVED, &note).await;
     }
+}
+
+/// Some changes cut connections: the owner hears of it before they do.
+async fn tell_interruptions(service: &Service, context: &Context, desired: &Desired, plan: &Plan) {
+    for step in &plan.steps {
+        match step {
+            Step::SetSubnets { balancer, subnets } => {
+                let enabled =
+                    context.account.state().observed.balancers.get(balancer).map(|known| known.subnets.clone());
+                let enabled = enabled.unwrap_or_default();
+                let wanted = desired.balancer.subnets.iter().filter(|(zone, _)| !subnets.contains_key(*zone));
+                let swaps: Vec<_> = wanted
+                    .filter_map(|(zone, new)| Some(format!("{} to {new} in {zone}", enabled.get(zone)?)))
+                    .collect();
+                if !swaps.is_empty() {
+                    let note = format!(
+                        "load balancer {balancer} moves from subnet {}: AWS swaps no subnet in one call, so each of \
+                         these zones is left out first, which ends the connections through it, and comes back with \
+                         its new subnet",
+                        swaps.join(", ")
+                    );
+                    context.reporter.tell(service, Kind::Normal, report::SUBNET_SWAP, &note).await;
+                }
+            }
+            Step::DeleteBalancer { name, because: NOT_SET_UP } => {
+                let state = context.account.state().observed.balancers.get(name).map(|known| known.state.clone());
+                let Some(BalancerState::Failed(reason)) = state else { continue };
+                let note =
+                    format!("AWS could not set up load balancer {name}: {reason}; it is deleted and made again, once");
+                context.reporter.tell(service, Kind::Warning, report::FAILED, &note).await;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Where AWS could not set up a load balancer twice in a row: the failure to wait after. Then it is made again, once.
+fn give_up_setting_up(context: &Context, plan: &Plan) -> Option<StepError> {
+    plan.waits.iter().find_map(|wait| match wait {
+        Wait::SetUpFailed { balancer, reason } => {
+            context.account.state().observed.remade.remove(balancer);
+            Some(StepError::SetUpFailed { balancer: balancer.clone(), reason: reason.clone() })
+        }
+        _ => None,
+    })
 }
 
 /// A choice between several security groups of the nodes is worth a word.
@@ -323,14 +417,8 @@ async fn publish_hostname(
     }
     let balancer = context.account.state().observed.balancers.get(&desired.balancer.name).cloned();
     let Some(balancer) = balancer else { return Ok(false) };
-    match balancer.state {
-        BalancerState::Active => {}
-        BalancerState::Provisioning => return Ok(false),
-        BalancerState::Failed(reason) => {
-            let note = format!("AWS could not set up load balancer {}: {reason}", balancer.name);
-            context.reporter.tell(service, Kind::Warning, report::FAILED, &note).await;
-            return Ok(false);
-        }
+    if balancer.state != BalancerState::Active {
+        return Ok(false);
     }
     if set_hostname(&context.client, service, Some(&balancer.dns_name)).await? {
         let note =
@@ -353,13 +441,18 @@ async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> E
     if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
         context.account.placement.notify_one();
     }
-    let sentences: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    let is_new = context.reporter.tell(service, Kind::Warning, report::INVALID, &sentences.join("; ")).await;
-    if is_new && problems.iter().any(|problem| problem.field == annotation::SUBNETS) {
-        // It may name a subnet that was made after the network was read.
-        context.account.recheck.notify_one();
-    }
+    context.reporter.tell(service, Kind::Warning, report::INVALID, &sentence_of(problems)).await;
     Ending::Refused(None)
+}
+
+fn sentence_of(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Whether a Service is to be refused for subnets it names, and has not been for the same reason before.
+fn is_about_new_subnets(service: &Service, context: &Context, problems: &[Problem]) -> bool {
+    problems.iter().any(|problem| problem.field == annotation::SUBNETS)
+        && !context.reporter.has_told(service, report::INVALID, &sentence_of(problems))
 }
 
 /// Gives back everything a Service has, then the Service itself.
@@ -377,7 +470,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
             tell_waits(service, context, &waits).await;
             return Ok(Ending::Waiting);
         }
-        Err(error) => return Ok(Ending::Failed(error)),
+        Err(error) => return Ok(error.into()),
     }
     release_shared(context).await;
     if service.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
@@ -482,31 +575,50 @@ fn failures(context: &Context) -> std::sync::MutexGuard<'_, BTreeMap<String, Fai
     context.failures.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is left of the wait after a failure. An edit of the Service ends it.
-fn remaining_wait(context: &Context, uid: &str, fingerprint: u64) -> Option<Duration> {
+/// What is left of the wait after a failure, and the steps that wait alone. An edit of the Service ends it.
+fn remaining_wait(context: &Context, uid: &str, fingerprint: u64) -> Option<(Duration, Vec<Step>)> {
     let mut failures = failures(context);
     let failure = failures.get(uid)?;
     if failure.fingerprint != fingerprint {
         failures.remove(uid);
         return None;
     }
-    Some(failure.until.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero())
+    let rest = failure.until.saturating_duration_since(Instant::now());
+    (!rest.is_zero()).then(|| (rest, failure.alone.clone()))
 }
 
-async fn failed(service: &Service, context: &Context, fingerprint: u64, error: StepError) -> Action {
-    let StepError::Aws(error) = error else {
-        tracing::info!(service = %owner_of(service).service, %error, "plan again");
-        return Action::requeue(AGAIN);
-    };
+/// Notes a failure down. Returns how many there have been in a row, and the wait.
+fn put_off(
+    service: &Service,
+    context: &Context,
+    fingerprint: u64,
+    (first, longest): (Duration, Duration),
+    alone: Vec<Step>,
+) -> (u32, Duration) {
     let uid = service.uid().unwrap_or_default();
-    let (first, longest) = error.delays();
-    let (count, delay) = {
-        let mut failures = failures(context);
-        let count = failures.get(&uid).map_or(0, |failure| failure.count) + 1;
-        let delay = first.saturating_mul(2u32.saturating_pow(count - 1)).min(longest).min(context.longest_wait);
-        failures.insert(uid, Failure { fingerprint, count, until: Instant::now() + delay });
-        (count, delay)
+    let mut failures = failures(context);
+    let count = failures.get(&uid).map_or(0, |failure| failure.count) + 1;
+    let delay = first.saturating_mul(2u32.saturating_pow(count - 1)).min(longest).min(context.longest_wait);
+    failures.insert(uid, Failure { fingerprint, count, until: Instant::now() + delay, alone });
+    (count, delay)
+}
+
+async fn failed(service: &Service, context: &Context, fingerprint: u64, failure: Failed) -> Action {
+    let error = match failure.error {
+        StepError::Aws(error) => error,
+        error @ StepError::SetUpFailed { .. } => {
+            // Only people can change what hinders AWS.
+            let (_, delay) = put_off(service, context, fingerprint, Class::Denied.delays(), vec![]);
+            let note = format!("{error}. It is tried again at growing intervals, and when the Service is edited");
+            context.reporter.tell(service, Kind::Warning, report::FAILED, &note).await;
+            return Action::requeue(delay);
+        }
+        error => {
+            tracing::info!(service = %owner_of(service).service, %error, "plan again");
+            return Action::requeue(AGAIN);
+        }
     };
+    let (count, delay) = put_off(service, context, fingerprint, error.delays(), failure.alone);
     if error.is_worth_an_event(count) {
         context.reporter.tell(service, Kind::Warning, error.class.reason(), &error.to_string()).await;
     }

@@ -27,6 +27,8 @@ pub const NETWORK: &str = "NetworkNotUsable";
 pub const LISTENER_REMOVED: &str = "ListenerRemoved";
 /// Nodes carry several security groups that could take the rules.
 pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
+/// A zone of the load balancer goes for a moment, since its subnet changes.
+pub const SUBNET_SWAP: &str = "SubnetsChanging";
 /// AWS could not set the load balancer up.
 pub const FAILED: &str = "LoadBalancerFailed";
 
@@ -49,6 +51,12 @@ impl Reporter {
         self.tell_all(service, kind, reason, &BTreeSet::from([note.to_owned()])).await
     }
 
+    /// Whether this was the last thing said about a Service for this reason.
+    pub fn has_told(&self, service: &Service, reason: &str, note: &str) -> bool {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.get(&(owner_of(service).uid, reason.to_owned())).is_some_and(|notes| notes.contains(note))
+    }
+
     /// Says all that is to be said about a Service for one reason, but for what was said the last time. Returns whether
     /// something was new.
     pub async fn tell_all(&self, service: &Service, kind: Kind, reason: &str, notes: &BTreeSet<String>) -> bool {
@@ -62,6 +70,13 @@ impl Reporter {
             self.publish(&service.object_ref(&()), kind, reason, note).await;
         }
         !news.is_empty()
+    }
+
+    /// UIDs of the Services that are being deleted.
+    pub fn leaving(&self) -> BTreeSet<String> {
+        let leaving = |service: &Service| service.metadata.deletion_timestamp.is_some();
+        let services = self.services.state();
+        services.iter().filter(|service| leaving(service)).filter_map(|service| service.metadata.uid.clone()).collect()
     }
 
     /// Warns about a Service that is known by its owner's tags only.
