@@ -9,12 +9,16 @@ from sandbox.scene import NODES
 from sandbox.view import (
     attached,
     calls_of,
+    expose_one,
     holds,
+    lone_instances,
     node_of,
     nodes_follow,
     quiet,
     registered,
+    single,
     target_groups,
+    targets_are,
     until_equal,
     writes,
 )
@@ -24,22 +28,8 @@ CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 REGISTER, DEREGISTER, DETACH = "RegisterTargets", "DeregisterTargets", "DetachTrafficSources"
 
 
-def single(account) -> str:
-    """ARN of the only target group."""
-    return wait_for(lambda: list(target_groups(account))[0:1], 20, "a target group")[0]
-
-
-def targets_are(account, arn: str, instances, timeout: float = 30) -> None:
-    until_equal(lambda: registered(account, arn), set(instances), timeout)
-
-
 def set_label(cluster, instance: str, name: str, value: str | None) -> None:
     cluster.kube.patch(node_of(cluster, instance), {"metadata": {"labels": {name: value}}})
-
-
-def lone_instances(account, count: int) -> list[str]:
-    subnet, node_group = account.names["subnets"][0], account.names["node_security_group"]
-    return [account.workers.launch_instance(subnet, node_group) for _ in range(count)]
 
 
 def no_group(cluster, account) -> None:
@@ -158,10 +148,7 @@ def test_control_plane_nodes_are_no_targets(cluster, account, weir):
     for instance in (plane, masters):
         set_label(cluster, instance, CONTROL_PLANE, "")
     weir()
-    cluster.expose("order")
-    cluster.wait_hostname("order")
-    arn = single(account)
-    targets_are(account, arn, account.names["instances"])
+    arn = expose_one(cluster, account)
     mark = quiet(account)
     holds(lambda: registered(account, arn), set(account.names["instances"]), 4)
     assert attached(account, "masters") == {}
@@ -201,10 +188,7 @@ def test_fargate_nodes_are_left_out(cluster, account, weir):
     fargate["metadata"]["labels"]["eks.amazonaws.com/compute-type"] = "fargate"
     cluster.kube.create(NODES, fargate)
     weir()
-    cluster.expose("order")
-    cluster.wait_hostname("order")
-    arn = single(account)
-    targets_are(account, arn, account.names["instances"])
+    arn = expose_one(cluster, account)
     quiet(account)
     assert not calls_of(account, REGISTER)
     assert not node_events(cluster, "fargate")

@@ -10,12 +10,16 @@ from sandbox.process import wait_for
 from sandbox.view import (
     attached,
     calls_of,
+    expose_one,
     holds,
+    lone_instances,
     node_of,
     nodes_follow,
     quiet,
     registered,
+    single,
     target_groups,
+    targets_are,
     until_equal,
     view,
     writes,
@@ -28,15 +32,6 @@ REGISTER, DEREGISTER = "RegisterTargets", "DeregisterTargets"
 # --- what tests say about an account
 
 
-def single(account) -> str:
-    """ARN of the only target group."""
-    return wait_for(lambda: list(target_groups(account))[0:1], 20, "a target group")[0]
-
-
-def targets_are(account, arn: str, instances, timeout: float = 30) -> None:
-    until_equal(lambda: registered(account, arn), set(instances), timeout)
-
-
 def asked(call) -> set[str]:
     return {target["Id"] for target in call["request"]["Targets"]}
 
@@ -46,10 +41,6 @@ def group(account, name: str, size: int, **how) -> list[str]:
     return account.workers.add_asg(
         name, size, launch_template=made["launch_template"], subnets=made["subnets"], **how
     )
-
-
-def lone_instance(account) -> str:
-    return account.workers.launch_instance(account.names["subnets"][0], account.names["node_security_group"])
 
 
 def foreign_groups(account, count: int, prefix: str = "theirs") -> list[str]:
@@ -110,12 +101,9 @@ def test_nodes_of_an_auto_scaling_group_join_and_leave_without_a_call(cluster, a
 def test_a_node_without_group_joins_and_leaves(cluster, account, weir):
     """R18: registered and deregistered by itself, and nothing else is touched."""
     weir()
-    cluster.expose("order")
-    cluster.wait_hostname("order")
-    arn = single(account)
-    targets_are(account, arn, account.names["instances"])
+    arn = expose_one(cluster, account)
     mark = quiet(account)
-    extra = lone_instance(account)
+    [extra] = lone_instances(account)
     nodes_follow(cluster, account)
     targets_are(account, arn, {*account.names["instances"], extra})
     [call] = calls_of(account, REGISTER, since=mark)
@@ -131,7 +119,7 @@ def test_a_node_without_group_joins_and_leaves(cluster, account, weir):
 
 def test_two_groups_and_a_node_without(cluster, account, weir):
     """R18: attached to both, exactly one RegisterTargets with the third."""
-    more, extra = group(account, "more", 2), lone_instance(account)
+    more, extra = group(account, "more", 2), lone_instances(account)[0]
     nodes_follow(cluster, account)
     weir()
     cluster.expose("order")
@@ -275,10 +263,7 @@ def test_a_group_with_elb_health_checks_is_never_attached(cluster, account, weir
 def test_a_group_switched_to_elb_health_checks_is_let_go(cluster, account, weir):
     """R17: registered first, then detached, within a drift interval."""
     weir()
-    cluster.expose("order")
-    cluster.wait_hostname("order")
-    arn = single(account)
-    targets_are(account, arn, account.names["instances"])
+    arn = expose_one(cluster, account)
     mark = quiet(account)
     account.autoscaling.update_auto_scaling_group(AutoScalingGroupName="workers", HealthCheckType="ELB")
     until_equal(lambda: attached(account), {}, 15)
@@ -301,6 +286,7 @@ def test_an_instance_refresh(cluster, account, weir):
     arn = single(account)
     targets_are(account, arn, account.names["instances"], 10)
     assert attached(account) == {}
+    assert "InstanceRefreshInProgress" in cluster.wait_event("order", "AutoScalingGroupRefuses")
     account.localstack.settings(instance_refresh=[])
     until_equal(lambda: attached(account), {arn: "Added"}, 45)
     quiet(account, 4)
@@ -313,10 +299,7 @@ def test_a_group_that_adds_nothing_to_load_balancers(cluster, account, weir):
     workers = {"AutoScalingGroupName": "workers"}
     account.autoscaling.suspend_processes(**workers, ScalingProcesses=["AddToLoadBalancer"])
     weir()
-    cluster.expose("order")
-    cluster.wait_hostname("order")
-    arn = single(account)
-    targets_are(account, arn, account.names["instances"])
+    arn = expose_one(cluster, account)
     quiet(account, 4)
     members = account.workers.scale("workers", 4)
     nodes_follow(cluster, account)
@@ -419,6 +402,44 @@ def test_deleting_lets_every_group_go_first(cluster, account, weir):
     assert attached(account) == attached(account, "burst") == {}
     assert len(account.workers.scale("burst", 2)) == 2
     assert len(account.workers.scale("workers", 4)) == 4
+
+
+def test_what_the_older_calls_attached_goes_before_it_is_deleted(cluster, account, weir):
+    """R11: ours, attached by hand; the group can launch afterwards."""
+    weir("--drift-interval=2s")
+    cluster.expose("order")
+    cluster.wait_hostname("order")
+    arn = single(account)
+    group(account, "burst", 1)
+    account.autoscaling.attach_load_balancer_target_groups(AutoScalingGroupName="burst", TargetGroupARNs=[arn])
+    theirs = foreign_groups(account, 1)
+    account.autoscaling.attach_load_balancer_target_groups(AutoScalingGroupName="burst", TargetGroupARNs=theirs)
+    quiet(account, 5)
+    account.localstack.settings(detach_seconds=2)
+    mark = account.mark()
+    cluster.delete("order")
+    cluster.wait_gone("order", 40)
+    steps = [call["operation"] for call in account.calls(mark)]
+    assert steps.index("DetachLoadBalancerTargetGroups") < steps.index("DeleteTargetGroup")
+    listed = account.autoscaling.describe_load_balancer_target_groups(AutoScalingGroupName="burst")
+    assert [row["LoadBalancerTargetGroupARN"] for row in listed["LoadBalancerTargetGroups"]] == theirs
+    assert len(account.workers.scale("burst", 2)) == 2
+
+
+def test_a_slot_that_a_deletion_frees_does_not_go_to_the_next_one_deleted(cluster, account, weir):
+    """R12: with two slots and six Services that go together."""
+    foreign_groups(account, 48)
+    weir("--concurrency=1")
+    names = expose_many(cluster, 6)
+    for name in names:
+        cluster.wait_hostname(name)
+    until_equal(lambda: len(attached(account)), 50)
+    mark = quiet(account)
+    for name in names:
+        cluster.delete(name)
+    for name in names:
+        cluster.wait_gone(name, 60)
+    assert not calls_of(account, ATTACH, since=mark)
 
 
 def test_ghosts(cluster, account, weir):

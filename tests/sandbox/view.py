@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -176,3 +176,28 @@ def node_of(scene: Scene, instance: str) -> str:
         if node["spec"].get("providerID", "").endswith(f"/{instance}")
     ]
     return f"{NODES}/{name}"
+
+
+def single(account: Account) -> str:
+    """ARN of the only target group."""
+    return wait_for(lambda: list(target_groups(account))[0:1], 20, "a target group")[0]
+
+
+def targets_are(account: Account, arn: str, instances: Iterable[str], timeout: float = 30) -> None:
+    """Waits until these instances, and no others, are targets."""
+    until_equal(lambda: registered(account, arn), set(instances), timeout)
+
+
+def expose_one(scene: Scene, account: Account) -> str:
+    """Exposes a Service `order` and waits until every worker is its target; the ARN of its target group."""
+    scene.expose("order")
+    scene.wait_hostname("order")
+    arn = single(account)
+    targets_are(account, arn, account.names["instances"])
+    return arn
+
+
+def lone_instances(account: Account, count: int = 1) -> list[str]:
+    """New instances that could be nodes and are in no Auto Scaling group."""
+    subnet, node_group = account.names["subnets"][0], account.names["node_security_group"]
+    return [account.workers.launch_instance(subnet, node_group) for _ in range(count)]
