@@ -80,6 +80,7 @@ pub enum NodeQuestion {
 
 /// Settings of a node.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own")]
 pub struct Node {
     /// Name of this node's Node object
     #[arg(long, env = "NODE_NAME", global = true, default_value = "", hide_default_value = true)]

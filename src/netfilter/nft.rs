@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than any script of ours takes by far; a tool that hangs must not hang the node with it.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 const PAUSE: Duration = Duration::from_millis(1);
 /// How much of what nft says about a failure is kept.
 const WORDS: usize = 600;

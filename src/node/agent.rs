@@ -222,7 +222,7 @@ impl Half {
             return Ok(Some(applied));
         }
         let (changes, structure) = self.programme.take();
-        self.table.apply(&changes, structure, fixed).map(Some)
+        self.table.apply(&changes, &structure, fixed).map(Some)
     }
 }
 

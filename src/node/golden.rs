@@ -233,7 +233,7 @@ impl Follower {
             self.programme.set(&key, made);
         }
         let (changes, structure) = self.programme.take();
-        self.table.apply(&changes, structure, fixed_chains(Self::FAMILY, &self.scene.facts)).unwrap();
+        self.table.apply(&changes, &structure, fixed_chains(Self::FAMILY, &self.scene.facts)).unwrap();
     }
 
     /// Asserts that the kernel has what the programme says.

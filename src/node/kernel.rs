@@ -144,14 +144,14 @@ impl Table {
     ///
     /// # Errors
     /// [`Table::reconcile`] must be called next.
-    pub fn apply(&mut self, changes: &[Change], structure: Structure, fixed: Vec<Chain>) -> Result<Applied, Error> {
+    pub fn apply(&mut self, changes: &[Change], structure: &Structure, fixed: Vec<Chain>) -> Result<Applied, Error> {
         let mut applied = Applied::default();
         let mut script = Script::new(self.family);
         for pins in &structure.new_pins {
             self.stale.remove(&Stale::Set(pins.to_string()));
             script.declare_pins(pins);
         }
-        let picks = self.new_picks(changes, &structure);
+        let picks = self.new_picks(changes, structure);
         let changed_fixed: Vec<_> = fixed.iter().filter(|chain| !self.fixed.contains(chain)).collect();
         script.write_chains(picks.iter().chain(structure.write.values()).chain(changed_fixed));
         run(&script, &mut applied)?;
@@ -464,7 +464,9 @@ fn read_each(
         })?;
         Ok(found)
     })?;
-    found.into_iter().for_each(|(bytes, element)| each(&bytes, element));
+    for (bytes, element) in found {
+        each(&bytes, element);
+    }
     Ok(())
 }
 

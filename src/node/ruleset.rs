@@ -433,15 +433,13 @@ pub fn pick_chains(target: Target, mark: u32) -> Vec<Chain> {
 /// The chains that are there whatever the Services are. Base chains come last.
 pub fn fixed_chains(family: Family, facts: &Facts) -> Vec<Chain> {
     let refuse = Chain::regular(Target::Refuse, vec![Rule::always(Statement::Reject)]);
-    let source_nat = Chain::regular(
-        Target::SourceNat,
-        vec![
-            Rule::always(Statement::Unmark(facts.mark)),
-            Rule::when(Match::DestinationOf(Collection::LocalEndpoints), Statement::Return),
-            Rule::when(Match::PortTaken, Statement::MasqueradeRandom),
-            Rule::always(Statement::Masquerade),
-        ],
-    );
+    let mut source_nat = vec![Rule::always(Statement::Unmark(facts.mark))];
+    if !facts.masquerade_all {
+        source_nat.push(Rule::when(Match::DestinationOf(Collection::LocalEndpoints), Statement::Return));
+    }
+    source_nat.push(Rule::when(Match::PortTaken, Statement::MasqueradeRandom));
+    source_nat.push(Rule::always(Statement::Masquerade));
+    let source_nat = Chain::regular(Target::SourceNat, source_nat);
     let base = |hook, rules| Chain { name: ChainName::Base(hook), rules };
     vec![
         refuse,

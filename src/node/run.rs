@@ -49,10 +49,10 @@ const CLEAR: Duration = Duration::from_secs(1);
 
 /// Something that happened.
 enum Happening {
-    Service(Event<Service>),
-    Slice(Event<EndpointSlice>),
-    Node(Event<Node>),
-    Range(Event<ServiceCIDR>),
+    Service(Box<Event<Service>>),
+    Slice(Box<Event<EndpointSlice>>),
+    Node(Box<Event<Node>>),
+    Range(Box<Event<ServiceCIDR>>),
     /// There are no ServiceCIDRs in this cluster.
     NoRanges,
     Addresses(BTreeSet<IpAddr>),
@@ -235,12 +235,12 @@ fn happenings(
 fn heard<K: Send + 'static>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
     what: &'static str,
-    wrap: fn(Event<K>) -> Happening,
+    wrap: fn(Box<Event<K>>) -> Happening,
 ) -> BoxStream<'static, Happening> {
     let good = events.filter_map(move |event| async move {
         event.inspect_err(|error| tracing::warn!(%error, "cannot watch {what}")).ok()
     });
-    good.map(wrap).boxed()
+    good.map(move |event| wrap(Box::new(event))).boxed()
 }
 
 /// ServiceCIDRs are served from Kubernetes 1.33 on.
@@ -248,7 +248,7 @@ fn ranges(client: &kube::Client, config: watcher::Config) -> BoxStream<'static, 
     let events = watcher(Api::<ServiceCIDR>::all(client.clone()), config).default_backoff();
     let mapped = events.filter_map(|event| async move {
         match event {
-            Ok(event) => Some(Happening::Range(event)),
+            Ok(event) => Some(Happening::Range(Box::new(event))),
             Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
                 Some(Happening::NoRanges)
             }
@@ -371,10 +371,10 @@ impl Driver {
         let was_waiting = self.agent.next().is_some();
         for happening in burst {
             match happening {
-                Happening::Service(event) => self.take_service(event),
-                Happening::Slice(event) => self.take_slice(event),
-                Happening::Node(event) => self.take_node(event),
-                Happening::Range(event) => self.take_range(event),
+                Happening::Service(event) => self.take_service(*event),
+                Happening::Slice(event) => self.take_slice(*event),
+                Happening::Node(event) => self.take_node(*event),
+                Happening::Range(event) => self.take_range(*event),
                 Happening::NoRanges => self.lists.ranges.done = true,
                 Happening::Addresses(local) => self.local = local,
                 Happening::Kernel(Notice::Deleted(family)) => {
