@@ -18,7 +18,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: prepare build ## Run the tutorial on a real control plane and an emulated AWS
@@ -52,6 +52,16 @@ emulator: prepare ## Test the AWS emulator's plugin itself
 bench: prepare ## Measure AWS calls, seconds and memory at 100 Services (minutes); ARGS="--services 40" picks another size
 	cargo build --release --locked
 	$(PREPARED) "$$WEIR_PYTHON" benches/control_plane.py $(ARGS)
+
+.PHONY: bench-data
+bench-data: prepare ## Measure forwarding beside kube-proxy (as root, with wrk; half an hour)
+	cargo build --release --locked
+	$(PREPARED) "$$WEIR_PYTHON" benches/data_plane.py $(ARGS)
+
+.PHONY: bench-rules
+bench-rules: prepare ## Measure loading and changing rules beside kube-proxy (as root; half an hour)
+	cargo build --release --locked
+	$(PREPARED) "$$WEIR_PYTHON" benches/rules.py $(ARGS)
 
 .PHONY: prepare
 prepare: ## Build or find the Kubernetes binaries and the emulator (6 minutes once; as root it installs a missing C compiler)

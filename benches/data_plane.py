@@ -1,42 +1,34 @@
 #!/usr/bin/env python3
 """What forwarding costs: weir node beside kube-proxy (nftables and iptables) and the direct way, in one run.
 
-    make bench-data                                 all of it, some 20 minutes
-    benches/data_plane.py --part traffic            connections and requests through a NodePort
-    benches/data_plane.py --part scale --sizes 1000 loading and changing rules at one size
+    make bench-data                                 all of it
+    benches/data_plane.py --rounds 1 --seconds 10   a first look
 
-traffic   One client host, two nodes, pods on both, all in network namespaces of this machine. Through a NodePort of
-          node-a to a pod on node-b (remote) and to one on node-a (local), and directly to the same pods:
-            new       new connections a second of one busy client, 32 at a time, closed by the server
-            equal     64 client addresses that use the same source port at the same moment, 150 times: how many
-                      connections failed, or took more than 200 ms
-            kept      requests a second on 32 connections that stay open
-            restart   200 new connections a second while the proxy is killed and started again: how many failed
-          Rounds of all ways take turns, since the machine's speed changes over time; medians are shown.
+One client host, two nodes, pods on both, all in network namespaces of this machine. Through a NodePort of node-a to a pod
+on node-b (remote) and to one on node-a (local), and directly to the same pods:
 
-scale     N Services x 5 endpoints in a real API server; then one proxy after the other, each on a fresh node:
-            load      from the start of the process until the last Service that was made answers by the rules
-            change    an EndpointSlice is written -> the kernel has it (seen by `nft monitor`), median and worst
-            memory, CPU seconds until loaded, CPU seconds for all changes, and the size of the ruleset as text
+    new       new connections a second of one busy client, 32 at a time, closed by the server
+    equal     64 client addresses that use the same source port at the same moment, 150 times: how many connections
+              failed, or took more than 200 ms
+    kept      requests a second on 32 connections that stay open
+    restart   200 new connections a second while the proxy is killed and started again: how many failed
 
-Runs as root. The release binary is measured if `cargo build --release` has made one, else the debug binary.
+Rounds of all ways take turns, since the machine's speed changes over time; medians are shown.
+
+Runs as root and needs wrk. The release binary is measured if `cargo build --release` has made one, else the debug binary.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import json
 import os
 import re
-import select
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,10 +37,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from sandbox.cluster import ControlPlane  # noqa: E402
 from sandbox.fabric import Host  # noqa: E402
-from sandbox.kube import Kube  # noqa: E402
 from sandbox.rig import Rig  # noqa: E402
 from sandbox.wire import Load  # noqa: E402
-from sandbox.workers import Workers  # noqa: E402
 
 #: Proxy by its name in the tables: kind and settings.
 PROXIES = {
@@ -64,9 +54,6 @@ ROUNDS = 150
 def release() -> str:
     target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
     return next((str(path) for kind in ("release", "debug") if (path := target / kind / "weir").exists()), "")
-
-
-# --- traffic
 
 
 def wrk(source: Host, address: str, port: int, seconds: int, *flags: str) -> float:
@@ -176,176 +163,20 @@ def print_traffic(
         print(f"    {name:<20} {loss}")
 
 
-# --- scale
-
-
-def fill(kube: Kube, services: int, endpoints: int) -> None:
-    """Services as `scale/s0`…, the first 2,000 with a NodePort, and one slice for each."""
-    kube.create("/api/v1/namespaces", {"metadata": {"name": "scale"}})
-    started = time.monotonic()
-
-    def make(number: int) -> None:
-        spec = {
-            "type": "NodePort" if number < 2000 else "ClusterIP",
-            "ports": [{"name": "p", "port": 80, "targetPort": 8080}],
-        }
-        name = {"metadata": {"name": f"s{number}"}}
-        kube.create("/api/v1/namespaces/scale/services", {**name, "spec": spec})
-        kube.create(SLICES, slice_of(number, endpoints))
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(make, range(services)))
-    say(f"made {services} Services x {endpoints} in {time.monotonic() - started:.0f} s")
-
-
-SLICES = "/apis/discovery.k8s.io/v1/namespaces/scale/endpointslices"
-
-
-def slice_of(number: int, endpoints: int, generation: int = 0) -> dict[str, object]:
-    def address(index: int) -> str:
-        place = number * endpoints + index
-        return f"10.{200 + generation % 2}.{place // 250 % 250}.{place % 250 + 1}"
-
-    return {
-        "metadata": {"name": f"s{number}", "labels": {"kubernetes.io/service-name": f"s{number}"}},
-        "addressType": "IPv4",
-        "ports": [{"name": "p", "port": 8080, "protocol": "TCP"}],
-        "endpoints": [
-            {"addresses": [address(index)], "nodeName": f"node-{index % 3}", "conditions": {"ready": True}}
-            for index in range(endpoints)
-        ],
-    }
-
-
-def scale(options: argparse.Namespace, directory: Path) -> None:
-    rows = []
-    for size in options.sizes:
-        with ControlPlane(directory / f"scale-{size}") as control_plane:
-            fill(control_plane.kube, size, options.endpoints)
-            for number, name in enumerate(options.proxies):
-                rows.append((size, name, measure(options, control_plane, directory / f"{size}-{number}", name, size)))
-                say(f"{size} x {options.endpoints}, {name}: {rows[-1][2]}")
-    print(f"\nrules for N Services x {options.endpoints}")
-    columns = list(rows[0][2])
-    print("  " + f"{'N':>6} {'proxy':<20}" + "".join(f"{column:>18}" for column in columns))
-    for size, name, row in rows:
-        print("  " + f"{size:>6} {name:<20}" + "".join(f"{row[column]:>18}" for column in columns))
-
-
-def measure(
-    options: argparse.Namespace, control_plane: ControlPlane, directory: Path, name: str, size: int
-) -> dict[str, str]:
-    kind, settings = PROXIES[name]
-    kube = control_plane.kube
-    # Where the last of them leads to is in the kernel only when all are.
-    last = kube.get(f"/api/v1/namespaces/scale/services/s{size - 1}")["spec"]["clusterIP"]
-    with Workers(control_plane, directory, kind, **settings) as workers:
-        started = time.monotonic()
-        node = workers.add_node("bench", "us-east-1a")
-        proxy = workers.proxies["bench"]
-        loaded = wait_loaded(node, name, last, options.patience)
-        took = time.monotonic() - started
-        pid = proxy.process.pid
-        cpu, row = cpu_seconds(pid), {"load s": "-", "change p50 ms": "-", "change max ms": "-"}
-        if not loaded:
-            return {**row, "load s": f"> {options.patience}", **blank()}
-        row["load s"] = f"{took:.2f}"
-        time.sleep(3)
-        if "nftables" in name or name == "weir":
-            times = [change_time(kube, node, number, options.endpoints) for number in range(options.changes)]
-            row["change p50 ms"] = f"{statistics.median(times) * 1000:.1f}"
-            row["change max ms"] = f"{max(times) * 1000:.1f}"
-            for number in range(options.changes):
-                kube.put(f"{SLICES}/s{7 + number * 13}", slice_of(7 + number * 13, options.endpoints))
-        rules = ["iptables-save"] if "iptables" in name else ["nft", "list", "ruleset"]
-        text = node.namespace.run(*rules)
-        return {
-            **row,
-            "RSS MiB": f"{memory(pid):.0f}",
-            "CPU load s": f"{cpu:.2f}",
-            "CPU change ms": f"{(cpu_seconds(pid) - cpu) * 1000 / max(2 * options.changes, 1):.1f}",
-            "rule lines": f"{text.count(chr(10)):,}",
-            "rule MB": f"{len(text) / 1e6:.1f}",
-        }
-
-
-def blank() -> dict[str, str]:
-    return {key: "-" for key in ("RSS MiB", "CPU load s", "CPU change ms", "rule lines", "rule MB")}
-
-
-def wait_loaded(node: Host, name: str, address: str, patience: float) -> bool:
-    """Whether the rules know the address of the last Service in time. Asked cheaply and seldom: it costs the kernel."""
-    ask: Callable[[], str]
-    if name == "weir":
-        # Base chains come last.
-        ask = lambda: node.namespace.run("sh", "-c", "nft list chain ip weir prerouting 2>/dev/null | grep -c vmap || true")  # noqa: E731
-    elif "nftables" in name:
-        element = f"{{ {address} . tcp . 80 }}"
-        ask = lambda: node.namespace.run(  # noqa: E731
-            "sh", "-c", f"nft get element ip kube-proxy service-ips '{element}' 2>/dev/null | grep -c goto || true"
-        )
-    else:
-        ask = lambda: node.namespace.run("sh", "-c", f"iptables-save -t nat | grep -c '{address}/32' || true")  # noqa: E731
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if ask().strip() not in ("", "0"):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def change_time(kube: Kube, node: Host, number: int, endpoints: int) -> float:
-    """Seconds from the request that changes a slice to the first notice that the kernel's rules have changed."""
-    monitor = subprocess.Popen([*node.namespace.prefix, "nft", "monitor"], stdout=subprocess.PIPE)
-    try:
-        assert monitor.stdout
-        time.sleep(1)
-        while select.select([monitor.stdout], [], [], 0.2)[0]:
-            os.read(monitor.stdout.fileno(), 1 << 16)
-        which = 7 + number * 13
-        began = time.monotonic()
-        kube.put(f"{SLICES}/s{which}", slice_of(which, endpoints, 1))
-        assert select.select([monitor.stdout], [], [], 60)[0], "no change within a minute"
-        return time.monotonic() - began
-    finally:
-        monitor.terminate()
-        monitor.wait()
-
-
-def memory(pid: int) -> float:
-    """Resident MiB."""
-    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1024
-
-
-def cpu_seconds(pid: int) -> float:
-    """Of the process and the children it has waited for."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("traffic", "scale"), action="append")
     parser.add_argument("--proxies", nargs="+", choices=PROXIES, default=list(PROXIES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=20, help="of each measurement of new connections")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 5000, 10000])
-    parser.add_argument("--endpoints", type=int, default=5)
-    parser.add_argument("--changes", type=int, default=15)
-    parser.add_argument("--patience", type=float, default=180, help="seconds a proxy may take to load")
     options = parser.parse_args()
     os.environ.setdefault("WEIR_BIN", release())
     say(f"weir: {os.environ['WEIR_BIN']}; load of the machine: {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as directory:
-        parts = options.part or ["traffic", "scale"]
-        if "traffic" in parts:
-            traffic(options, Path(directory))
-        if "scale" in parts:
-            scale(options, Path(directory))
+        traffic(options, Path(directory))
     return 0
 
 
