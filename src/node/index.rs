@@ -19,7 +19,8 @@ pub struct Index {
     mode: Mode,
     external_ips: bool,
     services: HashMap<ServiceKey, Service>,
-    slices: HashMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// By their names. Most Services have one.
+    slices: HashMap<ServiceKey, Vec<(String, Slice)>>,
     /// To which Service a slice belonged when it was seen last.
     belongs: HashMap<ServiceKey, ServiceKey>,
     changed: BTreeSet<ServiceKey>,
@@ -70,18 +71,24 @@ impl Index {
         }
         let service = slice.service.clone();
         let slices = self.slices.entry(service.clone()).or_default();
-        if slices.get(&name.name) != Some(&slice) {
-            slices.insert(name.name.clone(), slice);
-            self.belongs.insert(name, service.clone());
-            self.changed.insert(service);
+        match slices.binary_search_by_key(&&name.name, |(name, _)| name) {
+            Ok(at) if slices[at].1 == slice => return,
+            Ok(at) => slices[at].1 = slice,
+            Err(at) => {
+                // There is hardly ever a second one.
+                slices.reserve_exact(1);
+                slices.insert(at, (name.name.clone(), slice));
+            }
         }
+        self.belongs.insert(name, service.clone());
+        self.changed.insert(service);
     }
 
     /// A slice is gone.
     pub fn delete_slice(&mut self, name: &ServiceKey) {
         let Some(service) = self.belongs.remove(name) else { return };
         if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(&name.name);
+            slices.retain(|(known, _)| *known != name.name);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
@@ -155,9 +162,9 @@ impl Index {
     /// The health checks to answer, by port.
     pub fn health_checks(&self) -> BTreeMap<u16, HealthCheck> {
         let checked = self.services.iter().filter_map(|(key, service)| {
-            let (service_key, uid) = (key.clone(), service.uid.clone());
+            let port = service.health_check_port?;
             let local_endpoints = count_local(self.slices_of(key));
-            Some((service.health_check_port?, HealthCheck { service: service_key, uid, local_endpoints }))
+            Some((port, HealthCheck { service: key.clone(), uid: service.uid.clone(), local_endpoints }))
         });
         checked.collect()
     }
@@ -168,6 +175,6 @@ impl Index {
     }
 
     fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> {
-        self.slices.get(key).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(key).into_iter().flatten().map(|(_, slice)| slice)
     }
 }

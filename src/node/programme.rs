@@ -4,6 +4,7 @@
 //! have the same NodePort. Of different values the one of the older Service stands, so that the order in which events
 //! arrive makes no difference.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::ruleset::{Contribution, Order};
@@ -28,6 +29,48 @@ struct Claim {
     rank: Rank,
     value: Value,
 }
+
+/// All claims to an element. There is hardly ever a second one, and tens of thousands of lists of one would be most of
+/// what a node needs.
+#[derive(Debug)]
+struct Claims {
+    first: Claim,
+    others: Vec<Claim>,
+}
+
+impl Claims {
+    /// Takes in a claim, in place of an earlier one of the same Service port.
+    fn put(&mut self, claim: Claim) {
+        if self.first.rank == claim.rank {
+            self.first = claim;
+        } else {
+            self.others.retain(|known| known.rank != claim.rank);
+            self.others.push(claim);
+        }
+    }
+
+    /// Forgets the claim of a Service port. Returns whether any is left; if not, this must go.
+    fn take_back(&mut self, rank: Rank) -> bool {
+        if self.first.rank != rank {
+            self.others.retain(|claim| claim.rank != rank);
+            return true;
+        }
+        let next = self.others.pop();
+        let is_left = next.is_some();
+        if let Some(next) = next {
+            self.first = next;
+        }
+        is_left
+    }
+
+    /// The value of the oldest.
+    fn winner(&self) -> Value {
+        self.others.iter().fold(&self.first, |best, claim| if claim.rank < best.rank { claim } else { best }).value
+    }
+}
+
+/// What the ports of one Service need. A list: most Services have one port, and a node of a map has room for eleven.
+type Ports = Box<[(PortName, (Rank, Contribution))]>;
 
 /// A change of one element. With both, it is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +106,8 @@ impl Structure {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Programme {
-    services: HashMap<ServiceKey, BTreeMap<PortName, (Rank, Contribution)>>,
-    claims: HashMap<Key, Vec<Claim>>,
+    services: HashMap<ServiceKey, Ports>,
+    claims: HashMap<Key, Claims>,
     /// Elements whose claims have changed, with what the kernel has for them.
     pending: BTreeMap<Key, Option<Value>>,
     structure: Structure,
@@ -94,43 +137,46 @@ impl Programme {
                 }
             }
         }
-        self.restructure(before.values(), ports.values());
+        self.restructure(before.iter().map(|(_, made)| made), ports.values());
         if !ports.is_empty() {
-            self.services.insert(service.clone(), ports);
+            self.services.insert(service.clone(), ports.into_iter().collect());
         }
         lost
     }
 
     /// The endpoints of a Service port as they are ordered now.
     pub fn order(&self, service: &ServiceKey, port: &PortName) -> Option<&Order> {
-        Some(&self.services.get(service)?.get(port)?.1.order)
+        let (_, (_, contribution)) = self.services.get(service)?.iter().find(|(name, _)| name == port)?;
+        Some(&contribution.order)
     }
 
     /// What the ports of a Service need.
     pub fn ports(&self, service: &ServiceKey) -> impl Iterator<Item = &Contribution> {
-        self.services.get(service).into_iter().flat_map(BTreeMap::values).map(|(_, contribution)| contribution)
+        self.services.get(service).into_iter().flatten().map(|(_, (_, contribution))| contribution)
     }
 
     /// Endpoints of all Service ports.
     pub fn endpoints(&self) -> usize {
-        let orders = self.services.values().flat_map(BTreeMap::values).map(|(_, contribution)| &contribution.order);
-        orders.map(|order| order.low.len().max(order.high.len())).sum()
+        self.contributions().map(|made| made.order.low.len().max(made.order.high.len())).sum()
     }
 
     /// What an element is to be.
     pub fn value(&self, key: &Key) -> Option<Value> {
-        winner(self.claims.get(key)?)
+        self.claims.get(key).map(Claims::winner)
     }
 
     /// All elements.
     pub fn elements(&self) -> impl Iterator<Item = (Key, Value)> {
-        self.claims.iter().filter_map(|(key, claims)| Some((*key, winner(claims)?)))
+        self.claims.iter().map(|(key, claims)| (*key, claims.winner()))
+    }
+
+    fn contributions(&self) -> impl Iterator<Item = &Contribution> {
+        self.services.values().flatten().map(|(_, (_, contribution))| contribution)
     }
 
     /// Chains and sets of single Service ports.
     pub fn private(&self) -> impl Iterator<Item = (&Chain, &[PinSet])> {
-        let contributions = self.services.values().flat_map(BTreeMap::values);
-        contributions.flat_map(|(_, made)| {
+        self.contributions().flat_map(|made| {
             made.chains.iter().enumerate().map(|(at, chain)| (chain, if at == 0 { &made.pins[..] } else { &[] }))
         })
     }
@@ -160,30 +206,34 @@ impl Programme {
 
     /// Whether another Service's value stands.
     fn claim(&mut self, key: Key, claim: Claim) -> bool {
-        let claims = self.claims.entry(key).or_default();
-        let before = winner(claims);
-        let (rank, value) = (claim.rank, claim.value);
-        match claims.iter_mut().find(|known| known.rank == rank) {
-            Some(known) => known.value = value,
-            None => claims.push(claim),
-        }
-        let now = winner(claims);
-        if before != now {
+        let value = claim.value;
+        let (before, now) = match self.claims.entry(key) {
+            Entry::Vacant(vacant) => (None, vacant.insert(Claims { first: claim, others: Vec::new() }).winner()),
+            Entry::Occupied(mut occupied) => {
+                let claims = occupied.get_mut();
+                let before = claims.winner();
+                claims.put(claim);
+                (Some(before), claims.winner())
+            }
+        };
+        if before != Some(now) {
             self.pending.entry(key).or_insert(before);
         }
-        now != Some(value)
+        now != value
     }
 
     fn release(&mut self, key: Key, rank: Rank) {
-        let Some(claims) = self.claims.get_mut(&key) else { return };
-        let before = winner(claims);
-        claims.retain(|claim| claim.rank != rank);
-        let now = winner(claims);
-        if claims.is_empty() {
-            self.claims.remove(&key);
-        }
-        if before != now {
-            self.pending.entry(key).or_insert(before);
+        let Entry::Occupied(mut occupied) = self.claims.entry(key) else { return };
+        let claims = occupied.get_mut();
+        let before = claims.winner();
+        let now = if claims.take_back(rank) {
+            Some(claims.winner())
+        } else {
+            occupied.remove();
+            None
+        };
+        if now != Some(before) {
+            self.pending.entry(key).or_insert(Some(before));
         }
     }
 
@@ -236,10 +286,6 @@ fn private_of<'a>(
         pins.extend(contribution.pins.iter().copied());
     }
     (chains, pins)
-}
-
-fn winner(claims: &[Claim]) -> Option<Value> {
-    claims.iter().min_by_key(|claim| claim.rank).map(|claim| claim.value)
 }
 
 fn frontend(key: &Key) -> Option<Frontend> {

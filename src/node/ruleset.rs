@@ -345,6 +345,8 @@ impl Writer<'_> {
         // One address may be of several kinds: the first of them stands.
         self.made.elements.sort_by_key(|(key, _)| *key);
         self.made.elements.dedup_by_key(|(key, _)| *key);
+        // They are kept for as long as the Service lives.
+        self.made.elements.shrink_to_fit();
         self.made
     }
 
