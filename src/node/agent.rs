@@ -105,6 +105,15 @@ impl Agent {
         self.queued();
     }
 
+    /// Tables that are gone are to be made anew.
+    pub fn compare_missing(&mut self) {
+        let missing = |half: &mut Half| (!half.table.is_there()).then(|| half.table.family());
+        let families: Vec<_> = self.halves.iter_mut().filter_map(missing).collect();
+        for family in families {
+            self.compare(Some(family));
+        }
+    }
+
     /// Something waits to be carried to the kernel.
     pub fn queued(&self) {
         let now = Timestamp::now();

@@ -82,6 +82,11 @@ impl Table {
         self.family
     }
 
+    /// Whether the kernel has it, for all that can be known.
+    pub fn is_there(&mut self) -> bool {
+        self.channel.has_table(self.family, TABLE).unwrap_or(false)
+    }
+
     /// The number by which the kernel tells our changes from others'.
     pub const fn port(&self) -> u32 {
         self.channel.port()

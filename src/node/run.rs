@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use futures::stream::{self, BoxStream};
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, future};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
@@ -17,7 +17,7 @@ use kube::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::addresses::{follow, primary_addresses};
@@ -42,6 +42,7 @@ use crate::settings;
 
 /// All of the kernel is compared with what it should hold this often, in case somebody has changed our tables.
 const COMPARE: Duration = Duration::from_hours(1);
+const COMPARED: &str = "they are compared every hour";
 /// Events that wait are taken up together.
 const BURST: usize = 4096;
 /// Unused chains are looked for this often while there are any.
@@ -57,6 +58,8 @@ enum Happening {
     NoRanges,
     Addresses(BTreeSet<IpAddr>),
     Kernel(Notice),
+    /// From now on the kernel tells what others do to our tables.
+    Watching,
 }
 
 /// Deletes our tables.
@@ -101,9 +104,9 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
     let facts = first_facts(&settings);
     let agent = Agent::new(tables, index, facts, health.clone(), metrics.clone(), settings.sync_period)
         .context("cannot read the rules that are there")?;
-    let watch = Watch::open(TABLE, &ours).context("cannot watch the kernel's tables")?;
+    let (rules_are_in, watch_begins) = oneshot::channel();
     let addresses = follow::addresses().await?;
-    let happenings = happenings(&client, &settings, addresses, watch);
+    let happenings = happenings(&client, &settings, addresses, notices(watch_begins, ours));
     let (sweeps, swept) = mpsc::unbounded_channel();
     tokio::spawn(sweep(swept, metrics.clone(), families));
     let driver = Driver {
@@ -118,6 +121,7 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
         started: Timestamp::now(),
         triggers: Vec::new(),
         last_sync: None,
+        rules_are_in: Some(rules_are_in),
         health,
         metrics,
         ready,
@@ -210,7 +214,7 @@ fn happenings(
     client: &kube::Client,
     settings: &settings::Node,
     addresses: watch::Receiver<BTreeSet<IpAddr>>,
-    watch: Watch,
+    notices: BoxStream<'static, Happening>,
 ) -> impl Stream<Item = Vec<Happening>> + use<> {
     let all = watcher::Config::default();
     let this = all.clone().fields(&format!("metadata.name={}", settings.node_name));
@@ -222,7 +226,7 @@ fn happenings(
         heard(slices, "EndpointSlices", Happening::Slice),
         heard(node, "this Node", Happening::Node),
         changes(addresses),
-        notices(watch),
+        notices,
     ];
     streams.push(match settings.proxy_mode() {
         Mode::Replace => ranges(client, all),
@@ -272,12 +276,25 @@ fn changes(mut addresses: watch::Receiver<BTreeSet<IpAddr>>) -> BoxStream<'stati
     changes.boxed()
 }
 
-fn notices(watch: Watch) -> BoxStream<'static, Happening> {
+/// What others do to our tables, from the first sync on. The kernel writes a notice for every element as soon as anybody
+/// listens, and the notices of a cold load are most of its time although a filter drops them.
+fn notices(begin: oneshot::Receiver<()>, ours: Vec<u32>) -> BoxStream<'static, Happening> {
+    let opened = async move {
+        // The other end goes only with the whole driver.
+        begin.await.ok()?;
+        let opened = Watch::open(TABLE, &ours);
+        opened.inspect_err(|error| tracing::warn!(%error, "cannot watch the kernel's tables; {COMPARED}")).ok()
+    };
+    let watches = stream::once(opened).filter_map(future::ready);
+    watches.flat_map(|watch| stream::once(future::ready(Happening::Watching)).chain(told(watch))).boxed()
+}
+
+fn told(watch: Watch) -> BoxStream<'static, Happening> {
     let notices = stream::unfold(watch, |mut watch| async move {
         match watch.next().await {
             Ok(notice) => Some((Happening::Kernel(notice), watch)),
             Err(error) => {
-                tracing::warn!(%error, "the kernel's messages about tables ended; they are compared every hour");
+                tracing::warn!(%error, "the kernel's messages about tables ended; {COMPARED}");
                 None
             }
         }
@@ -321,6 +338,8 @@ struct Driver {
     /// When changes were made that the next sync carries to the kernel.
     triggers: Vec<Timestamp>,
     last_sync: Option<Instant>,
+    /// Told after the first sync.
+    rules_are_in: Option<oneshot::Sender<()>>,
     health: NodeHealth,
     metrics: NodeMetrics,
     ready: Health,
@@ -382,6 +401,7 @@ impl Driver {
                     self.agent.compare(Some(family));
                 }
                 Happening::Kernel(Notice::Lost) => self.agent.compare(None),
+                Happening::Watching => self.agent.compare_missing(),
                 // nft's changes are ours as a rule; what others change is undone at the next full comparison.
                 Happening::Kernel(Notice::Changed(..)) => {}
             }
@@ -506,6 +526,10 @@ impl Driver {
             self.metrics.programmed(trigger, now);
         }
         self.ready.set_ready(true);
+        if let Some(rules_are_in) = self.rules_are_in.take() {
+            // Its receiver goes only with the watches.
+            let _ = rules_are_in.send(());
+        }
         // The sweeper ends with the process.
         let _ = self.sweeps.send(serving);
         self.open_health_checks().await;
