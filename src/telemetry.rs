@@ -1,5 +1,8 @@
 //! The log.
 
+use std::error::Error;
+use std::fmt::Write as _;
+
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
@@ -19,4 +22,27 @@ pub fn start(settings: &Log) -> anyhow::Result<()> {
         LogFormat::Text => log.init(),
     }
     Ok(())
+}
+
+/// An error with everything that caused it, in one line: the JSON form of the log would show the first link only.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut link = error.source();
+    while let Some(source) = link {
+        // Writing into a String does not fail.
+        let _ = write!(text, ": {source}");
+        link = source.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_told() {
+        let error = anyhow::anyhow!("third").context("second").context("first");
+        assert_eq!(chain(error.as_ref()), "first: second: third");
+    }
 }

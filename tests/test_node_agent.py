@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -274,3 +275,46 @@ def test_node_ports_follow_the_nodes_addresses(rig: Rig) -> None:
         rig.kube.patch(f"{path}/status", {"status": {"addresses": addresses}})
     rig.expect(rig.outside, rig.node_a.address(4), port, ("a1", "outside"))
     assert rig.proxy.process.alive and rig.proxy.process.pid == pid
+
+
+def test_an_nft_that_talks_nonsense_leaves_the_last_good_rules(rig: Rig, tmp_path: Path) -> None:
+    """P70: nothing of a change is half there, words say why, and it is made good as soon as it can be."""
+    switch = tmp_path / "broken"
+    fake = tmp_path / "nft"
+    fake.write_text(f'#!/bin/sh\n[ -e {switch} ] && {{ echo "%&!" >&2; exit 3; }}\nexec /usr/sbin/nft "$@"\n')
+    fake.chmod(0o755)
+    rig.proxy.settings["environment"] = {"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"}
+    rig.proxy.restart()
+    try:
+        service = rig.service([rig.a1])
+        rig.expect(rig.caller, service.cluster_ip(), 80, ("a1", "caller"))
+        switch.touch()
+        pinned = rig.service([rig.a1, rig.b1], sessionAffinity="ClientIP")
+        soon(lambda: "the last good rules stay" in rig.proxy.log.read_text() and "%&!" in rig.proxy.log.read_text())
+        rig.stays(rig.caller, service.cluster_ip(), 80, ("a1", "caller"))
+        assert rig.proxy.process.alive
+        switch.unlink()
+        soon(lambda: rig.question(rig.caller).ask(pinned.cluster_ip(), 80).server in ("a1", "b1"), within=40)
+    finally:
+        switch.unlink(missing_ok=True)
+        del rig.proxy.settings["environment"]
+        rig.proxy.restart()
+
+
+def test_a_table_that_somebody_owns_is_said_to_be(rig: Rig) -> None:
+    """P78: a table with an owner can be changed by its owner alone, and goes with it."""
+    rig.proxy.stop()
+    assert weir(rig.node_a, rig, "--cleanup").returncode == 0
+    owner = subprocess.Popen([*rig.node_a.namespace.prefix, "nft", "-i"], stdin=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdin
+        owner.stdin.write("add table ip weir { flags owner; }\n")
+        owner.stdin.flush()
+        soon(lambda: "weir" in rig.node_a.namespace.run("nft", "list", "tables"))
+        rig.proxy.start()
+        soon(lambda: "another program owns" in rig.proxy.log.read_text())
+    finally:
+        owner.terminate()
+        owner.wait()
+    service = rig.service([rig.a1])
+    rig.expect(rig.caller, service.cluster_ip(), 80, ("a1", "caller"), within=40)

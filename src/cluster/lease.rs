@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::chain;
+
 /// How long a leader that is not heard of stays leader.
 const DURATION: Duration = Duration::from_secs(15);
 /// The leader gives up this long before others may take over.
@@ -67,7 +69,7 @@ pub async fn hold(
             }
             Ok(Ok(false)) if held_until.is_some() => break,
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot renew the Lease"),
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "cannot renew the Lease"),
             Err(_) => tracing::warn!("the API server does not answer about the Lease"),
         }
         let expires = async {
@@ -147,7 +149,7 @@ async fn release(api: &Api<Lease>, me: &str) {
         api.replace(NAME, &PostParams::default(), &lease).await.map(drop)
     };
     if let Err(error) = answer.await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot give the Lease back; it will run out");
+        tracing::warn!(error = %chain(&error), "cannot give the Lease back; it will run out");
     }
 }
 

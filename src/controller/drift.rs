@@ -15,6 +15,7 @@ use crate::aws::classify::{AwsError, Class};
 use crate::model::id::{InstanceId, LoadBalancerArn, TargetGroupArn, VpcId};
 use crate::model::name;
 use crate::model::ownership::{self, Tags};
+use crate::telemetry::chain;
 
 /// Load balancers and target groups that one check reads one by one, in turn: listeners that others added, and targets.
 const ROTATION: usize = 4;
@@ -66,7 +67,7 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, A
 pub async fn read_network(account: &Account) {
     let network = refresh_network(account).await;
     if let Err(error) = &network {
-        tracing::warn!(error = error as &dyn std::error::Error, "cannot read the network");
+        tracing::warn!(error = %chain(error), "cannot read the network");
     }
     let mut state = account.state();
     state.network_read = Some(Instant::now());
@@ -82,7 +83,7 @@ async fn read_targets(account: &Account, rotation: &mut Rotation) -> BTreeMap<Ta
             Ok(listed) => drop(listings.insert(arn, listed)),
             // Deleted in between; the listing that follows takes note.
             Err(error) if error.class == Class::Missing => {}
-            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot read targets"),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot read targets"),
         }
     }
     listings

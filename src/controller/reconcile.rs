@@ -26,6 +26,7 @@ use crate::model::annotation::{self, Annotations, Problem};
 use crate::model::name;
 use crate::model::ownership::{Role, cluster_tags, with_cluster_uid};
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse};
+use crate::telemetry::chain;
 
 /// Plans in a row before others get their turn. A first create takes two, a replacement three.
 const ROUNDS: usize = 8;
@@ -158,7 +159,7 @@ pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Act
     match &error.0 {
         kube::Error::Api(status) if status.code == 409 => Action::requeue(AGAIN),
         refused => {
-            tracing::warn!(error = refused as &dyn std::error::Error, "the API server refused a write to a Service");
+            tracing::warn!(error = %chain(refused), "the API server refused a write to a Service");
             Action::requeue(REFUSED_WRITE)
         }
     }
@@ -461,7 +462,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
     if service.metadata.deletion_timestamp.is_some() {
         // Of the last importance: what costs money goes all the same.
         if let Err(error) = set_hostname(&context.client, service, None).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot clear the hostname");
+            tracing::warn!(error = %chain(&error), "cannot clear the hostname");
         }
     }
     match give_back(context, &uid).await {
@@ -565,7 +566,7 @@ pub async fn release_shared(context: &Context) {
     };
     for step in &steps {
         if let Err(error) = apply(account, step).await {
-            tracing::warn!(%step, error = &error as &dyn std::error::Error, "left for the next drift check");
+            tracing::warn!(%step, error = %chain(&error), "left for the next drift check");
             return;
         }
     }
@@ -622,7 +623,7 @@ async fn failed(service: &Service, context: &Context, fingerprint: u64, failure:
     if error.is_worth_an_event(count) {
         context.reporter.tell(service, Kind::Warning, error.class.reason(), &error.to_string()).await;
     }
-    tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = &error as &dyn std::error::Error, "failed");
+    tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = %chain(&error), "failed");
     // Where it may have taken effect, or the view may be wrong, look before the next try.
     if matches!(error.class, Class::Transient | Class::Exists | Class::Missing | Class::Invalid) {
         context.account.recheck.notify_one();

@@ -10,6 +10,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use crate::cluster::event::{Events, Kind};
 use crate::model::ownership::Owner;
 use crate::model::service::owner_of;
+use crate::telemetry::chain;
 
 /// The load balancer can be used.
 pub const READY: &str = "LoadBalancerReady";
@@ -114,7 +115,7 @@ impl Reporter {
     async fn publish(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
         // An Event that cannot be written must not hold up the work it is about.
         if let Err(error) = self.events.publish(about, kind, reason, note).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot publish an Event");
+            tracing::warn!(error = %chain(&error), "cannot publish an Event");
         }
     }
 }

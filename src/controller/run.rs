@@ -33,6 +33,7 @@ use crate::model::ownership::Owner;
 use crate::model::service::is_claimed;
 use crate::process::end_on_signal;
 use crate::settings;
+use crate::telemetry::chain;
 
 /// After something was missed or failed, the account is read again this soon.
 const RECHECK: Duration = Duration::from_secs(3);
@@ -233,7 +234,7 @@ async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &Ca
     loop {
         match drift::check(account, rotation).await {
             Ok(_) => return,
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, ?delay, "cannot read the account"),
+            Err(error) => tracing::error!(error = %chain(&error), ?delay, "cannot read the account"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -259,7 +260,7 @@ async fn watch_provisioning(account: Arc<Account>) {
                     let changed = account.state().record_states(fresh);
                     account.wake_owners(&changed);
                 }
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot read load balancers"),
+                Err(error) => tracing::warn!(error = %chain(&error), "cannot read load balancers"),
             }
         }
     }
@@ -288,7 +289,7 @@ async fn check_drift(
                 if again { RECHECK.min(interval) } else { interval }
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the account");
+                tracing::warn!(error = %chain(&error), "cannot read the account");
                 RECHECK.max(interval / 10)
             }
         };
@@ -304,7 +305,7 @@ async fn check_drift(
         if count == 0 {
             release_shared(&context).await;
         } else if is_needed && let Err(error) = ensure_shared(&context).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot put right what all Services share");
+            tracing::warn!(error = %chain(&error), "cannot put right what all Services share");
         }
         if drifted.send(()).is_err() {
             return;
@@ -327,7 +328,7 @@ async fn collect_orphans(context: &Context) {
             Ok(_) => {
                 tracing::info!(service = %owner.service, uid = owner.uid, "giving back what a Service left behind");
                 if let Err(error) = give_back(context, &owner.uid).await {
-                    tracing::warn!(service = %owner.service, error = &error as &dyn std::error::Error, "left for the next drift check");
+                    tracing::warn!(service = %owner.service, error = %chain(&error), "left for the next drift check");
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot ask for a Service"),

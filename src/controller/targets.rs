@@ -19,6 +19,7 @@ use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::ownership;
+use crate::telemetry::chain;
 
 /// Services that come together are served together: what arrives within this time shares its calls, and so does what
 /// is known to be coming, up to the longer time.
@@ -149,7 +150,7 @@ async fn look_at_changes(account: &Account) {
                 account.wake_owners(&gone);
             }
             Err(error) => {
-                tracing::warn!(%asg, error = &error as &dyn std::error::Error, "cannot read traffic sources");
+                tracing::warn!(%asg, error = %chain(&error), "cannot read traffic sources");
             }
         }
     }
@@ -445,7 +446,7 @@ async fn fail(
     now: Instant,
 ) {
     let failures = backoff.put_off(key, error, now);
-    tracing::warn!(failures, error = error as &dyn std::error::Error, "targets not changed");
+    tracing::warn!(failures, error = %chain(error), "targets not changed");
     if error.is_worth_an_event(failures) {
         for owner in owners(account, groups) {
             reporter.warn_owner(&owner, error.class.reason(), &BTreeSet::from([error.to_string()])).await;

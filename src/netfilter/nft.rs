@@ -22,8 +22,8 @@ pub enum Error {
     /// It had to be stopped.
     #[error("nft did not end within {LIMIT:?} and was stopped")]
     TooLong,
-    /// The process lacks a capability.
-    #[error("the kernel refuses nft's changes: the capability NET_ADMIN is missing")]
+    /// The process lacks a capability, or another program has made a table of our name for itself alone.
+    #[error("the kernel refuses nft's changes: the capability NET_ADMIN is missing, or another program owns our table")]
     Denied,
     /// It refuses the script, or the kernel does.
     #[error("nft refuses: {0}")]

@@ -18,6 +18,7 @@ use super::service::TrafficPolicy;
 use crate::model::id::ServiceKey;
 use crate::netfilter::Family;
 use crate::netfilter::object::{Backend, Frontend, Key, Protocol};
+use crate::telemetry::chain;
 
 /// After a failure the kernel is compared as a whole this soon; then later and later, up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
@@ -140,8 +141,8 @@ impl Agent {
     pub fn clear_stale(&mut self) {
         for half in &mut self.halves {
             if let Err(error) = half.table.clear_stale() {
-                tracing::warn!(family = %half.table.family(), error = &error as &dyn std::error::Error, "cannot delete unused chains");
-                half.compare.get_or_insert(Compare::failed(None, self.longest_wait));
+                let family = half.table.family();
+                tracing::warn!(%family, error = %chain(&error), "cannot delete unused chains");
             }
         }
     }
@@ -173,7 +174,7 @@ impl Agent {
                     half.compare = Some(Compare::failed(half.compare, self.longest_wait));
                     self.health.failed(family);
                     self.metrics.sync_failed(family);
-                    tracing::error!(%family, error = &error as &dyn std::error::Error, "the last good rules stay");
+                    tracing::error!(%family, error = %chain(&error), "the last good rules stay");
                 }
             }
         }

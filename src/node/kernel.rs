@@ -19,6 +19,8 @@ const LINGERING: Duration = Duration::from_secs(2);
 /// Changes in one transaction, unless one frontend has more.
 const PIECE: usize = 20_000;
 const READ_ATTEMPTS: usize = 5;
+/// Whatever refers to an unused chain for longer is not ours.
+const REFUSALS: u8 = 5;
 
 /// Why the kernel does not hold what it should.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +52,20 @@ pub struct Table {
     chains: BTreeSet<Target>,
     /// Chains that are there whatever the Services are, as they were written.
     fixed: Vec<Chain>,
-    stale: BTreeMap<Stale, Instant>,
+    stale: BTreeMap<Stale, Unused>,
+}
+
+/// Since when something is unused, and how often its deletion was refused.
+#[derive(Clone, Copy, Debug)]
+struct Unused {
+    since: Instant,
+    refusals: u8,
+}
+
+impl Unused {
+    fn now() -> Self {
+        Self { since: Instant::now(), refusals: 0 }
+    }
 }
 
 /// What nothing uses any longer.
@@ -169,9 +184,9 @@ impl Table {
         self.fixed = fixed;
         self.commit(changes)?;
         applied.elements = changes.len();
-        let now = Instant::now();
-        self.stale.extend(structure.stale_chains.iter().map(|chain| (Stale::Chain(chain.to_string()), now)));
-        self.stale.extend(structure.stale_pins.iter().map(|pins| (Stale::Set(pins.to_string()), now)));
+        let chains = structure.stale_chains.iter().map(|chain| Stale::Chain(chain.to_string()));
+        let sets = structure.stale_pins.iter().map(|pins| Stale::Set(pins.to_string()));
+        self.stale.extend(chains.chain(sets).map(|name| (name, Unused::now())));
         Ok(applied)
     }
 
@@ -183,10 +198,14 @@ impl Table {
     /// Deletes chains and sets that nothing has used for a while.
     ///
     /// # Errors
-    /// They are kept for the next call.
+    /// They are tried again a while later, and after a few refusals left to the next comparison of everything.
     pub fn clear_stale(&mut self) -> Result<(), Error> {
-        let ripe: Vec<_> =
-            self.stale.iter().filter(|(_, since)| since.elapsed() >= LINGERING).map(|(name, _)| name.clone()).collect();
+        let ripe: Vec<_> = self
+            .stale
+            .iter()
+            .filter(|(_, unused)| unused.since.elapsed() >= LINGERING)
+            .map(|(name, _)| name.clone())
+            .collect();
         let mut script = Script::new(self.family);
         // Chains refer to each other: all are emptied before any is deleted.
         for stale in &ripe {
@@ -200,7 +219,15 @@ impl Table {
                 Stale::Set(name) => script.delete_set(name),
             }
         }
-        run(&script, &mut Applied::default())?;
+        if let Err(error) = run(&script, &mut Applied::default()) {
+            self.stale.retain(|name, unused| {
+                if ripe.contains(name) {
+                    *unused = Unused { since: Instant::now(), refusals: unused.refusals + 1 };
+                }
+                unused.refusals < REFUSALS
+            });
+            return Err(error);
+        }
         for stale in ripe {
             if let Stale::Chain(name) = &stale
                 && let Some(target) = Target::parse(name)
@@ -383,12 +410,11 @@ impl Table {
         };
         let sets: BTreeSet<_> = wanted.pins.iter().map(ToString::to_string).collect();
         let is_shared = |name: &str| name == TAKEN_PORTS || Collection::ALL.iter().any(|all| all.name() == name);
-        let now = Instant::now();
         for name in observed.chains.keys().filter(|name| !is_kept(name)) {
-            self.stale.entry(Stale::Chain(name.clone())).or_insert(now);
+            self.stale.entry(Stale::Chain(name.clone())).or_insert_with(Unused::now);
         }
         for name in observed.sets.iter().filter(|name| !sets.contains(*name) && !is_shared(name)) {
-            self.stale.entry(Stale::Set(name.clone())).or_insert(now);
+            self.stale.entry(Stale::Set(name.clone())).or_insert_with(Unused::now);
         }
         let kept = observed.chains.iter().filter_map(|(name, chain)| {
             let target = Target::parse(name).filter(|target| !target.is_private())?;

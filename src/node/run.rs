@@ -39,6 +39,7 @@ use crate::netfilter::script::TABLE;
 use crate::netfilter::{Family, flows};
 use crate::process::end_on_signal;
 use crate::settings;
+use crate::telemetry::chain;
 
 /// All of the kernel is compared with what it should hold this often, in case somebody has changed our tables.
 const COMPARE: Duration = Duration::from_hours(1);
@@ -591,7 +592,7 @@ fn sweep_once(serving: ServingByFrontend, metrics: &NodeMetrics, families: &[Fam
             Ok(swept) => metrics.swept(family, swept, started.elapsed()),
             Err(error) => {
                 failed = true;
-                tracing::warn!(%family, error = &error as &dyn std::error::Error, "cannot delete stale flows");
+                tracing::warn!(%family, error = %chain(&error), "cannot delete stale flows");
             }
         }
     }

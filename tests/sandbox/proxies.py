@@ -119,7 +119,7 @@ class KubeProxy(ServiceProxy):
 
 
 class WeirNode(ServiceProxy):
-    """`weir node`. Setting besides the common ones: `mode`, replace (the default) or beside."""
+    """`weir node`. Settings besides the common ones: `mode`, replace (the default) or beside, and `environment`."""
 
     kind = "weir"
 
@@ -141,7 +141,7 @@ class WeirNode(ServiceProxy):
         return [binary(), "node", *(f"{name}={value}" for name, value in flags.items()), *switches]
 
     def environment(self) -> dict[str, str]:
-        return {"KUBECONFIG": str(self.kubeconfig), "RUST_BACKTRACE": "1"}
+        return {"KUBECONFIG": str(self.kubeconfig), "RUST_BACKTRACE": "1", **self.settings.get("environment", {})}
 
     @property
     def healthz_port(self) -> int:

@@ -34,8 +34,8 @@ pub enum Error {
     /// More than one transaction can carry.
     #[error("the changes need more than the {0} bytes that fit into one transaction")]
     TooBig(usize),
-    /// The process lacks CAP_NET_ADMIN in this network namespace.
-    #[error("the kernel refuses: the capability NET_ADMIN is missing")]
+    /// The process lacks CAP_NET_ADMIN in this network namespace, or another program has made the table for itself alone.
+    #[error("the kernel refuses: the capability NET_ADMIN is missing, or another program owns the table")]
     Denied,
     /// The ruleset changed while it was listed, so the listing may lack something or say it twice.
     #[error("the ruleset changed while it was being read")]
