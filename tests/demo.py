@@ -419,14 +419,17 @@ def describe(rules: list[dict[str, Any]]) -> str:
     return "; ".join(sorted(parts)) or "nobody"
 
 
-def keep(demo: Demo, weir: Weir) -> None:
+def keep(demo: Demo, weir: Weir, *hosts: Host) -> None:
     chapter("KEEP is set: everything stays until Ctrl-C. In another terminal:")
     kubectl = demo.control_plane.binaries / "kubectl"
     print(f"    export KUBECONFIG={demo.control_plane.kubeconfig}")
     print(f"    alias kubectl={kubectl}")
     print(f"    export AWS_ENDPOINT_URL={demo.account.localstack.endpoint} AWS_REGION={REGION}")
     print(f"    export AWS_ACCESS_KEY_ID={ACCOUNT} AWS_SECRET_ACCESS_KEY=test")
-    print(f"    curl http://{weir.address}/metrics", flush=True)
+    print(f"    curl http://{weir.address}/metrics")
+    for host in (*demo.nodes(), *hosts):
+        print(f"    {' '.join(host.namespace.prefix)} …   # a command on {host.name}")
+    sys.stdout.flush()
     while weir.alive:
         time.sleep(0.5)
     raise Broken("weir keeps running")
@@ -476,7 +479,7 @@ def run(directory: Path, parts: ExitStack) -> None:
         chapter("Everything was as promised.")
         if os.environ.get("KEEP", "0") not in ("", "0"):
             try:
-                keep(demo, weir)
+                keep(demo, weir, client, outside, balancers.internet)
             except KeyboardInterrupt:
                 print()
         expect(weir.stop() == 0, "weir controller ends in order")
