@@ -16,7 +16,8 @@ fresh node in a network namespace:
     rules     lines of `nft list ruleset` or `iptables-save`
 
 At each size one change of an element is also written with `nft -f -` into weir's table, as if weir had no netlink of its
-own, beside the time weir takes for its changes.
+own, beside the time weir takes for its changes. Most of the former is the end of the process: closing its socket waits
+until the kernel has freed what was deleted.
 
 Runs as root. The release binary is measured if `cargo build --release` has made one, else the debug binary.
 """
