@@ -29,8 +29,16 @@ _SINGLE: dict[Family, int] = {4: 32, 6: 128}
 _GATEWAY: Addresses = {4: "169.254.1.1", 6: "fe80::1"}
 
 #: For every namespace. Answers of refusal are never rationed: a test may cause hundreds per second. Addresses are
-#: unique by construction, so nobody waits to find out.
+#: unique by construction, so nobody waits to find out. And nobody is redirected: before an address is served, a node
+#: would tell the client to go past it, and the client would remember that.
 _SETTINGS = {
+    "ipv4__ip_forward": 0,
+    "ipv4__conf__all__accept_redirects": 0,
+    "ipv4__conf__default__accept_redirects": 0,
+    "ipv4__conf__all__send_redirects": 0,
+    "ipv4__conf__default__send_redirects": 0,
+    "ipv6__conf__all__accept_redirects": 0,
+    "ipv6__conf__default__accept_redirects": 0,
     "ipv4__icmp_ratelimit": 0,
     "ipv6__icmp__ratelimit": 0,
     "ipv6__conf__all__accept_dad": 0,
@@ -132,6 +140,9 @@ class Fabric:
                 "link add br0 type bridge mcast_snooping 0",
                 "link set br0 up",
                 *(self._add_to("br0", family, _SWITCH[family], _PREFIX[family]) for family in FAMILIES),
+                # Silence, not "no route": IPv6 says that even where nothing is forwarded.
+                "route add blackhole default",
+                "route add blackhole ::/0",
             )
         except BaseException:
             self._open.close()

@@ -4,8 +4,8 @@
                   one address a load balancer       nlb       forwards, and checks the targets' health
 
 Load balancers, listeners, target groups and registered targets are read from the emulator every moment; what weir's
-controller did there is all that is known here. As in AWS, a connection goes to one healthy target, to any registered one
-if none is healthy, and the client's address arrives there unless the target group says otherwise.
+controller did there is all that is known here. As in AWS, a connection goes to one healthy target, to any registered
+one if none is healthy, and the client's address arrives there unless the target group says otherwise.
 
 Simpler than AWS: one address a load balancer and no zones, IPv4 only, security groups are not asked, and health checks
 come `CHECK_SECONDS` apart instead of 5 to 300.
@@ -88,10 +88,10 @@ class LoadBalancers:
 
     def address(self, hostname: str) -> str:
         """What the public DNS says about a load balancer's name."""
-        wait_for(lambda: self._failure or hostname in self._addresses, 10, f"{hostname} to be known")
-        if self._failure:
-            raise self._failure
-        return self._addresses[hostname]
+        try:
+            return wait_for(lambda: self._addresses.get(hostname), 10, f"{hostname} to be known")
+        except TimeoutError as late:
+            raise late from self._failure
 
     def healthy(self, hostname: str) -> set[str]:
         """The names of the nodes that pass the checks of every target group behind a load balancer."""
@@ -107,7 +107,7 @@ class LoadBalancers:
         while not self._ended.wait(CHECK_SECONDS):
             try:
                 self._refresh()
-            except Exception as failure:  # told to the next who asks; a later round may work
+            except Exception as failure:  # something changed between two reads, most likely: the next round may work
                 self._failure = failure
             else:
                 self._failure = None
@@ -188,9 +188,7 @@ class LoadBalancers:
         chosen = [target for target in reachable if self._health[target].healthy] or reachable
         return [f"{self._workers.instances[target.instance].address(4)} . {target.port}" for target in chosen]
 
-    def _forward(
-        self, address: str, listener: dict[str, Any], ends: list[str], group: dict[str, Any]
-    ) -> list[str]:
+    def _forward(self, address: str, listener: dict[str, Any], ends: list[str], group: dict[str, Any]) -> list[str]:
         choice = ", ".join(f"{number} : {end}" for number, end in enumerate(ends))
         mark = "" if self._keeps_client(group["TargetGroupArn"]) else " meta mark set 1"
         return [

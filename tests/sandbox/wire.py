@@ -156,8 +156,7 @@ def _connect(flow: socket.socket, target: tuple[str, int], patience: float) -> N
     while error == errno.EINPROGRESS:
         connected = select.select([], [flow], [], 0.02)[1]
         error = flow.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        # A router that knows no way may be heard as well; that ends no attempt.
-        if error in (0, errno.ENETUNREACH, errno.EHOSTUNREACH) and not connected:
+        if not error and not connected:
             if time.monotonic() > deadline:
                 raise TimeoutError
             error = errno.EINPROGRESS
