@@ -230,6 +230,7 @@ def test_two_services_of_one_node_port_seen_in_transit(rig: Rig) -> None:
     rig.route(shared)
     first = rig.service([rig.a1], externalIPs=[shared])
     rig.expect(rig.outside, shared, 80, ("a1", "outside"))
+    time.sleep(1.1)  # Kubernetes tells the age of objects in whole seconds
     second = rig.service([rig.b1], externalIPs=[shared])
     rig.expect(rig.caller, second.cluster_ip(), 80, ("b1", "caller"))
     rig.stays(rig.outside, shared, 80, ("a1", "outside"))

@@ -49,7 +49,9 @@ def view(account: Account, asgs: tuple[str, ...] = ("workers",)) -> dict[str, An
     elbv2 = account.elbv2
     groups = account.ec2.describe_security_groups()["SecurityGroups"]
     named = {group["GroupId"]: plain(group["GroupName"]) for group in groups}
-    tgs = {arn: plain(name) for arn, name in target_groups(account).items()}
+    # One reading for names and rows: weir may be at work between two.
+    rows = elbv2.describe_target_groups()["TargetGroups"]
+    tgs = {row["TargetGroupArn"]: plain(row["TargetGroupName"]) for row in rows}
     balancers = elbv2.describe_load_balancers()["LoadBalancers"]
     listeners = [
         (plain(lb["LoadBalancerName"]), row["Port"], row["Protocol"], tgs.get(row["DefaultActions"][0]["TargetGroupArn"]))
@@ -58,12 +60,12 @@ def view(account: Account, asgs: tuple[str, ...] = ("workers",)) -> dict[str, An
     ]
     return {
         "balancers": sorted(
-            (plain(lb["LoadBalancerName"]), lb["Scheme"], sorted(named[g] for g in lb["SecurityGroups"])) for lb in balancers
+            (plain(lb["LoadBalancerName"]), lb["Scheme"], sorted(named.get(g, g) for g in lb["SecurityGroups"])) for lb in balancers
         ),
         "listeners": sorted(listeners),
         "target groups": sorted(
             (tgs[row["TargetGroupArn"]], row["Port"], sorted(registered(account, row["TargetGroupArn"])))
-            for row in elbv2.describe_target_groups()["TargetGroups"]
+            for row in rows
         ),
         "attached": {
             asg: sorted((tgs.get(arn, arn), state) for arn, state in attached(account, asg).items()) for asg in asgs

@@ -44,6 +44,8 @@ class Reply(NamedTuple):
 
 #: In the place of a reply: an answer that says no, at once.
 REFUSED = Reply("refused", "")
+#: In the place of a reply: there is no way to the address.
+UNREACHABLE = Reply("unreachable", "")
 #: In the place of a reply: nothing came back.
 DROPPED = Reply("dropped", "")
 
@@ -99,6 +101,10 @@ class Question:
             return REFUSED
         except TimeoutError:
             return DROPPED
+        except OSError as error:
+            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                raise
+            return UNREACHABLE
 
     def many(self, count: int, address: str, port: int) -> Counter[Reply]:
         """The replies of so many new flows."""
