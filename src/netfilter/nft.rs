@@ -52,12 +52,17 @@ pub fn run(script: &str) -> Result<(), Error> {
             words
         })
     });
-    let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
-    let ended = wait(&mut child);
-    let words = complaints.and_then(|reader| reader.join().ok()).unwrap_or_default();
-    if ended? {
+    // A tool that does not read must not keep us: it is waited for no longer than the limit.
+    let writer = child.stdin.take().map(|mut stdin| {
+        let script = script.to_owned();
+        std::thread::spawn(move || stdin.write_all(script.as_bytes()))
+    });
+    let succeeded = wait(&mut child)?;
+    let written = writer.and_then(|writer| writer.join().ok()).unwrap_or(Ok(()));
+    if succeeded {
         return written.map_err(Error::Talk);
     }
+    let words = complaints.and_then(|reader| reader.join().ok()).unwrap_or_default();
     if words.contains("Operation not permitted") {
         return Err(Error::Denied);
     }

@@ -12,12 +12,12 @@ use super::health::NodeHealth;
 use super::index::Index;
 use super::kernel::{Applied, Error, Table};
 use super::metrics::{NodeMetrics, SyncKind, TrafficPolicy as Policy};
-use super::programme::{PortName, Programme};
+use super::programme::{PortName, Programme, Rank};
 use super::ruleset::{Contribution, Facts, Order, fixed_chains};
 use super::service::TrafficPolicy;
 use crate::model::id::ServiceKey;
 use crate::netfilter::Family;
-use crate::netfilter::object::{Backend, Frontend, Key, Protocol};
+use crate::netfilter::object::{Backend, Frontend, Key, PortId, Protocol};
 use crate::telemetry::chain;
 
 /// After a failure the kernel is compared as a whole this soon; then later and later, up to the sync period.
@@ -32,6 +32,17 @@ struct Half {
     /// What the programme holds is to be compared with the kernel, since when, and how often that has failed.
     compare: Option<Compare>,
     warned: BTreeSet<Frontend>,
+    /// UDP frontends that have changed since the kernel was told last: their flows are looked at when it has been.
+    serving: ServingByFrontend,
+}
+
+/// What came of a sync.
+#[derive(Debug, Default)]
+pub struct Synced {
+    /// UDP frontends whose flows may have to go.
+    pub serving: ServingByFrontend,
+    /// Whether the kernel holds all that it should, in every family.
+    pub complete: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -80,11 +91,16 @@ impl Agent {
     ) -> Result<Self, Error> {
         let halves = tables.into_iter().map(|mut table| {
             let orders = table.orders()?;
-            let (programme, warned) = (Programme::default(), BTreeSet::new());
-            Ok(Half { table, programme, orders, compare: Some(Compare::now()), warned })
+            let (programme, warned, serving) = <_>::default();
+            Ok(Half { table, programme, orders, compare: Some(Compare::now()), warned, serving })
         });
         let halves = halves.collect::<Result<_, Error>>()?;
-        Ok(Self { index, facts, halves, health, metrics, longest_wait, facts_changed: false })
+        let agent = Self { index, facts, halves, health, metrics, longest_wait, facts_changed: false };
+        for half in agent.halves.iter().filter(|half| half.table.was_found()) {
+            agent.health.inherited(half.table.family());
+        }
+        agent.queued();
+        Ok(agent)
     }
 
     /// The node is like this from now on.
@@ -100,7 +116,8 @@ impl Agent {
     pub fn compare(&mut self, family: Option<Family>) {
         for half in &mut self.halves {
             if family.is_none_or(|family| family == half.table.family()) {
-                half.compare.get_or_insert_with(Compare::now);
+                // At once, even if it failed a moment ago: something has happened since.
+                half.compare = Some(Compare::now());
             }
         }
         self.queued();
@@ -148,38 +165,38 @@ impl Agent {
     }
 
     /// Carries all changes to the kernel. Blocks for as long as that takes.
-    ///
-    /// Returns the UDP frontends whose flows may have to go.
-    pub fn sync(&mut self) -> ServingByFrontend {
+    pub fn sync(&mut self) -> Synced {
         let changed = self.index.take_changed();
         self.facts_changed = false;
-        let mut serving = ServingByFrontend::default();
+        let mut synced = Synced { complete: true, ..Synced::default() };
         for half in &mut self.halves {
             let family = half.table.family();
             self.health.taken(family);
             for key in &changed {
-                half.update(key, &self.index, &self.facts, &mut serving);
+                half.update(key, &self.index, &self.facts);
             }
             let started = Instant::now();
             let kind = if half.compare.is_some() { SyncKind::Full } else { SyncKind::Partial };
             match half.carry(&self.facts) {
-                Ok(None) => {}
+                Ok(None) => synced.complete = false,
                 Ok(Some(applied)) => {
                     let took = started.elapsed();
+                    synced.serving.extend(std::mem::take(&mut half.serving));
                     self.health.applied(family, Timestamp::now());
                     self.metrics.sync_done(kind, family, took, Timestamp::now());
                     tracing::debug!(%family, ?kind, elements = applied.elements, scripts = applied.scripts, ?took, "synced");
                 }
                 Err(error) => {
+                    synced.complete = false;
                     half.compare = Some(Compare::failed(half.compare, self.longest_wait));
-                    self.health.failed(family);
+                    self.health.failed(family, Timestamp::now());
                     self.metrics.sync_failed(family);
                     tracing::error!(%family, error = %chain(&error), "the last good rules stay");
                 }
             }
         }
         self.measure();
-        serving
+        synced
     }
 
     fn measure(&self) {
@@ -197,7 +214,7 @@ impl Agent {
 }
 
 impl Half {
-    fn update(&mut self, key: &ServiceKey, index: &Index, facts: &Facts, serving: &mut ServingByFrontend) {
+    fn update(&mut self, key: &ServiceKey, index: &Index, facts: &Facts) {
         let family = self.table.family();
         let before = udp_frontends(self.programme.ports(key));
         let (programme, orders) = (&self.programme, &self.orders);
@@ -209,8 +226,9 @@ impl Half {
                 address.and_then(|address| orders.get(&at(address))).cloned().unwrap_or_default()
             })
         });
-        list_serving(family, key, index, facts, &made, &before, serving);
+        let now = serving_now(family, key, index, facts, &made);
         let lost = self.programme.set(key, made);
+        self.list_serving(&before, now);
         for frontend in &lost {
             if self.warned.insert(*frontend) {
                 tracing::warn!(service = %key, %frontend, "an older Service has this address and port");
@@ -218,7 +236,27 @@ impl Half {
         }
     }
 
-    /// `None` if there was nothing to do.
+    /// Lists a Service's UDP frontends with the endpoints that serve them; those that are nobody's any longer with none.
+    /// What another Service has is that Service's business.
+    fn list_serving(
+        &mut self,
+        before: &BTreeSet<Frontend>,
+        now: BTreeMap<Frontend, (PortId, Arc<HashSet<SocketAddr>>)>,
+    ) {
+        let socket = |frontend: &Frontend| SocketAddr::new(frontend.address, frontend.port);
+        for frontend in before {
+            if self.programme.holder(&Key::Inside(*frontend)).is_none() {
+                self.serving.insert(socket(frontend), Arc::default());
+            }
+        }
+        for (frontend, (id, endpoints)) in now {
+            if self.programme.holder(&Key::Inside(frontend)) == Some(id) {
+                self.serving.insert(socket(&frontend), endpoints);
+            }
+        }
+    }
+
+    /// `None` if it is not time yet.
     fn carry(&mut self, facts: &Facts) -> Result<Option<Applied>, Error> {
         let fixed = fixed_chains(self.table.family(), facts);
         if let Some(compare) = self.compare {
@@ -245,29 +283,23 @@ fn udp_frontends<'a>(contributions: impl Iterator<Item = &'a Contribution>) -> B
     frontends.collect()
 }
 
-/// Lists a Service's UDP frontends with the endpoints that serve them; those that are gone with none.
-fn list_serving(
+/// A Service's UDP frontends, each with its port and the endpoints that serve it.
+fn serving_now(
     family: Family,
     key: &ServiceKey,
     index: &Index,
     facts: &Facts,
-    made: &BTreeMap<PortName, (super::programme::Rank, Contribution)>,
-    before: &BTreeSet<Frontend>,
-    serving: &mut ServingByFrontend,
-) {
-    let socket = |frontend: &Frontend| SocketAddr::new(frontend.address, frontend.port);
-    let none = Arc::new(HashSet::new());
-    for frontend in before {
-        serving.insert(socket(frontend), Arc::clone(&none));
-    }
-    let Some(service) = index.service(key) else { return };
-    for port in service.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
-        let Some((_, contribution)) = made.get(&(port.name.clone(), port.protocol)) else { continue };
+    made: &BTreeMap<PortName, (Rank, Contribution)>,
+) -> BTreeMap<Frontend, (PortId, Arc<HashSet<SocketAddr>>)> {
+    let mut now = BTreeMap::new();
+    let ports = index.service(key).into_iter().flat_map(|service| &service.ports);
+    for port in ports.filter(|port| port.protocol == Protocol::Udp) {
+        let Some((rank, contribution)) = made.get(&(port.name.clone(), port.protocol)) else { continue };
         let choice = index.choose(key, port, family, facts.zone.as_deref());
         let at = |backend: &Backend| SocketAddr::new(backend.address, backend.port);
         let endpoints: Arc<HashSet<_>> = Arc::new(choice.serving.iter().map(at).collect());
-        for frontend in udp_frontends(std::iter::once(contribution)) {
-            serving.insert(socket(&frontend), Arc::clone(&endpoints));
-        }
+        let frontends = udp_frontends(std::iter::once(contribution)).into_iter();
+        now.extend(frontends.map(|frontend| (frontend, (rank.id, Arc::clone(&endpoints)))));
     }
+    now
 }

@@ -27,6 +27,8 @@ struct Progress {
     taken: Option<Timestamp>,
     /// When changes last reached the kernel.
     done: Option<Timestamp>,
+    /// Whether an earlier process has left its rules.
+    inherited: bool,
 }
 
 impl Progress {
@@ -71,9 +73,14 @@ impl NodeHealth {
         self.update(family, |progress| (progress.taken, progress.done) = (None, Some(now)));
     }
 
+    /// There are rules of an earlier process: the node forwards already, if not what is new.
+    pub fn inherited(&self, family: Family) {
+        self.update(family, |progress| progress.inherited = true);
+    }
+
     /// The sync failed: what it took up waits on, for as long as it has waited already.
-    pub fn failed(&self, family: Family) {
-        self.update(family, |progress| progress.queued = progress.taken.take().or(progress.queued));
+    pub fn failed(&self, family: Family, now: Timestamp) {
+        self.update(family, |progress| progress.queued = progress.taken.take().or(progress.queued).or(Some(now)));
     }
 
     /// Whether load balancers should use this node (see [`super::eligibility`]).
@@ -86,13 +93,22 @@ impl NodeHealth {
         self.lock().families.values().all(|progress| self.is_in_time(*progress, now))
     }
 
+    /// Whether load balancers may send connections here, but for the node's eligibility.
+    pub fn serves(&self, now: Timestamp) -> bool {
+        self.is_healthy(now) && self.has_rules()
+    }
+
+    fn has_rules(&self) -> bool {
+        self.lock().families.values().all(|progress| progress.done.is_some() || progress.inherited)
+    }
+
     /// The answer of `/healthz` (P51–P53).
     pub fn healthz(&self, now: Timestamp) -> (StatusCode, Body) {
         let mut body = self.body(now);
         let eligible = self.lock().eligible;
         body.node_eligible = Some(eligible);
         // A node that has not programmed anything yet would drop what a load balancer sends to it.
-        body.healthy &= body.status.values().all(|family| family.last_updated.is_some());
+        body.healthy &= self.has_rules();
         let healthy = body.healthy && eligible;
         (code(healthy), body.updated_if(healthy))
     }

@@ -116,7 +116,7 @@ impl HealthCheckPorts {
         let (check, node) = (Arc::clone(check), self.node.clone());
         let serve = admin::answer(listener, move |_, _| {
             let check = check.lock().unwrap_or_else(PoisonError::into_inner);
-            respond(&check, node.is_healthy(Timestamp::now()))
+            respond(&check, node.serves(Timestamp::now()))
         });
         self.listeners.insert(address, tokio::spawn(serve));
     }
@@ -176,7 +176,9 @@ mod tests {
     }
 
     fn node() -> NodeHealth {
-        NodeHealth::new([Family::Ipv4], Duration::from_mins(1))
+        let health = NodeHealth::new([Family::Ipv4], Duration::from_mins(1));
+        health.applied(Family::Ipv4, Timestamp::now());
+        health
     }
 
     async fn free_port() -> u16 {

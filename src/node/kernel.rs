@@ -53,6 +53,8 @@ pub struct Table {
     /// Chains that are there whatever the Services are, as they were written.
     fixed: Vec<Chain>,
     stale: BTreeMap<Stale, Unused>,
+    /// Whether a table of our layout was there when it was read for the first time.
+    found: bool,
 }
 
 /// Since when something is unused, and how often its deletion was refused.
@@ -89,7 +91,15 @@ impl Table {
     /// The system gives no netlink socket.
     pub fn open(family: Family, mark: u32) -> std::io::Result<Self> {
         let channel = Channel::open()?;
-        Ok(Self { family, mark, channel, chains: BTreeSet::new(), fixed: Vec::new(), stale: BTreeMap::new() })
+        Ok(Self {
+            family,
+            mark,
+            channel,
+            chains: BTreeSet::new(),
+            fixed: Vec::new(),
+            stale: BTreeMap::new(),
+            found: false,
+        })
     }
 
     /// The family.
@@ -100,6 +110,11 @@ impl Table {
     /// Whether the kernel has it, for all that can be known.
     pub fn is_there(&mut self) -> bool {
         self.channel.has_table(self.family, TABLE).unwrap_or(false)
+    }
+
+    /// Whether [`Table::orders`] found rules of an earlier process.
+    pub const fn was_found(&self) -> bool {
+        self.found
     }
 
     /// The number by which the kernel tells our changes from others'.
@@ -113,7 +128,8 @@ impl Table {
     /// The kernel does not answer.
     pub fn orders(&mut self) -> Result<HashMap<Frontend, Order>, Error> {
         let mut found: HashMap<Frontend, BTreeMap<u16, Backend>> = HashMap::new();
-        if self.observe()?.is_some_and(|observed| observed.has_layout(self.family)) {
+        self.found = self.observe()?.is_some_and(|observed| observed.has_layout(self.family));
+        if self.found {
             for collection in Collection::ALL.into_iter().filter(|all| matches!(all, Collection::Endpoints(_))) {
                 self.each(collection, |_, element| {
                     if let Some((Key::Endpoint(frontend, at), Value::Backend(backend))) = element {
@@ -206,37 +222,53 @@ impl Table {
             .filter(|(_, unused)| unused.since.elapsed() >= LINGERING)
             .map(|(name, _)| name.clone())
             .collect();
+        let together = self.delete_stale(&ripe);
+        if together.is_ok() || ripe.len() < 2 {
+            return together;
+        }
+        // One of them is still in use: the others need not stay for it.
+        ripe.iter().try_for_each(|name| self.delete_stale(std::slice::from_ref(name)))
+    }
+
+    fn delete_stale(&mut self, names: &[Stale]) -> Result<(), Error> {
         let mut script = Script::new(self.family);
         // Chains refer to each other: all are emptied before any is deleted.
-        for stale in &ripe {
+        for stale in names {
             if let Stale::Chain(name) = stale {
                 script.flush_chain_named(name);
             }
         }
-        for stale in &ripe {
+        for stale in names {
             match stale {
                 Stale::Chain(name) => script.delete_chain(name),
                 Stale::Set(name) => script.delete_set(name),
             }
         }
-        if let Err(error) = run(&script, &mut Applied::default()) {
-            self.stale.retain(|name, unused| {
-                if ripe.contains(name) {
-                    *unused = Unused { since: Instant::now(), refusals: unused.refusals + 1 };
+        let outcome = run(&script, &mut Applied::default());
+        for name in names {
+            match (&outcome, self.stale.get_mut(name)) {
+                (Ok(()), _) => {
+                    self.forget_stale(name);
                 }
-                unused.refusals < REFUSALS
-            });
-            return Err(error);
-        }
-        for stale in ripe {
-            if let Stale::Chain(name) = &stale
-                && let Some(target) = Target::parse(name)
-            {
-                self.chains.remove(&target);
+                (Err(_), Some(unused)) if names.len() == 1 => {
+                    *unused = Unused { since: Instant::now(), refusals: unused.refusals + 1 };
+                    if unused.refusals >= REFUSALS {
+                        self.stale.remove(name);
+                    }
+                }
+                (Err(_), _) => {}
             }
-            self.stale.remove(&stale);
         }
-        Ok(())
+        outcome
+    }
+
+    fn forget_stale(&mut self, stale: &Stale) {
+        if let Stale::Chain(name) = stale
+            && let Some(target) = Target::parse(name)
+        {
+            self.chains.remove(&target);
+        }
+        self.stale.remove(stale);
     }
 
     /// Deletes the table with all that is in it.
@@ -269,6 +301,13 @@ impl Table {
         });
         self.chains.extend(regular);
         self.fixed = fixed;
+        // What was unused may have been wanted again before it was deleted.
+        for chain in &wanted.chains {
+            self.stale.remove(&Stale::Chain(chain.name.to_string()));
+        }
+        for pins in &wanted.pins {
+            self.stale.remove(&Stale::Set(pins.to_string()));
+        }
     }
 
     fn observe(&mut self) -> Result<Option<Observed>, Error> {

@@ -65,7 +65,11 @@ impl Claims {
 
     /// The value of the oldest.
     fn winner(&self) -> Value {
-        self.others.iter().fold(&self.first, |best, claim| if claim.rank < best.rank { claim } else { best }).value
+        self.oldest().value
+    }
+
+    fn oldest(&self) -> &Claim {
+        self.others.iter().fold(&self.first, |best, claim| if claim.rank < best.rank { claim } else { best })
     }
 }
 
@@ -163,6 +167,11 @@ impl Programme {
     /// What an element is to be.
     pub fn value(&self, key: &Key) -> Option<Value> {
         self.claims.get(key).map(Claims::winner)
+    }
+
+    /// The Service port whose value of an element stands.
+    pub fn holder(&self, key: &Key) -> Option<PortId> {
+        self.claims.get(key).map(|claims| claims.oldest().rank.id)
     }
 
     /// All elements.

@@ -1,6 +1,6 @@
 //! Wiring of a node: watches in, rules out, and what stands beside them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,7 +43,8 @@ use crate::telemetry::chain;
 
 /// All of the kernel is compared with what it should hold this often, in case somebody has changed our tables.
 const COMPARE: Duration = Duration::from_hours(1);
-const COMPARED: &str = "they are compared every hour";
+/// Pause before the kernel's notices are asked for again.
+const REOPEN: Duration = Duration::from_secs(5);
 /// Events that wait are taken up together.
 const BURST: usize = 4096;
 /// Unused chains are looked for this often while there are any.
@@ -68,10 +69,13 @@ enum Happening {
 /// # Errors
 /// One of them is still there.
 pub fn clean_up(settings: &settings::Node) -> anyhow::Result<()> {
-    for mut table in open_tables(settings.masquerade_mark)? {
-        table.delete().with_context(|| format!("cannot delete the {} table", table.family()))?;
-    }
-    Ok(())
+    // Of both families, whatever this host speaks now; and one that fails does not keep the other.
+    let delete = |family| -> anyhow::Result<()> {
+        let mut table = Table::open(family, settings.masquerade_mark).context("cannot open a netlink socket")?;
+        table.delete().with_context(|| format!("cannot delete the {family} table"))
+    };
+    let outcomes = Family::ALL.map(delete);
+    outcomes.into_iter().collect()
 }
 
 /// Runs a node until a signal.
@@ -257,6 +261,11 @@ fn ranges(client: &kube::Client, config: watcher::Config) -> BoxStream<'static, 
             Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
                 Some(Happening::NoRanges)
             }
+            // An older role: forwarding matters more than dropping what nobody has.
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 403 => {
+                tracing::warn!("may not list ServiceCIDRs: unused Service addresses are not dropped");
+                Some(Happening::NoRanges)
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot watch ServiceCIDRs");
                 None
@@ -280,27 +289,34 @@ fn changes(mut addresses: watch::Receiver<BTreeSet<IpAddr>>) -> BoxStream<'stati
 /// What others do to our tables, from the first sync on. The kernel writes a notice for every element as soon as anybody
 /// listens, and the notices of a cold load are most of its time although a filter drops them.
 fn notices(begin: oneshot::Receiver<()>, ours: Vec<u32>) -> BoxStream<'static, Happening> {
-    let opened = async move {
-        // The other end goes only with the whole driver.
-        begin.await.ok()?;
-        let opened = Watch::open(TABLE, &ours);
-        opened.inspect_err(|error| tracing::warn!(%error, "cannot watch the kernel's tables; {COMPARED}")).ok()
-    };
-    let watches = stream::once(opened).filter_map(future::ready);
-    watches.flat_map(|watch| stream::once(future::ready(Happening::Watching)).chain(told(watch))).boxed()
+    // The other end of `begin` goes only with the whole driver.
+    let begun = begin.into_stream().filter_map(|begun| future::ready(begun.ok()));
+    let told = begun.flat_map(move |()| {
+        stream::unfold((None, ours.clone()), |(watch, ours)| async move {
+            let (happening, watch) = next_notice(watch, &ours).await;
+            Some((happening, (Some(watch), ours)))
+        })
+    });
+    told.boxed()
 }
 
-fn told(watch: Watch) -> BoxStream<'static, Happening> {
-    let notices = stream::unfold(watch, |mut watch| async move {
-        match watch.next().await {
-            Ok(notice) => Some((Happening::Kernel(notice), watch)),
-            Err(error) => {
-                tracing::warn!(%error, "the kernel's messages about tables ended; {COMPARED}");
-                None
+/// Opens the watch if there is none, and again whenever it fails.
+async fn next_notice(watch: Option<Watch>, ours: &[u32]) -> (Happening, Watch) {
+    let mut open = watch;
+    loop {
+        if let Some(mut watch) = open.take() {
+            match watch.next().await {
+                Ok(notice) => return (Happening::Kernel(notice), watch),
+                Err(error) => tracing::warn!(%error, "lost the kernel's notices about tables"),
             }
+            tokio::time::sleep(REOPEN).await;
         }
-    });
-    notices.boxed()
+        match Watch::open(TABLE, ours) {
+            Ok(watch) => return (Happening::Watching, watch),
+            Err(error) => tracing::warn!(%error, "cannot watch the kernel's tables"),
+        }
+        tokio::time::sleep(REOPEN).await;
+    }
 }
 
 /// What has been listed in full at least once, and what a running listing has brought so far.
@@ -310,7 +326,8 @@ struct Lists {
     slices: Listing,
     node: Listing,
     ranges: Listing,
-    found_ranges: Vec<(String, Vec<IpNet>)>,
+    found_ranges: BTreeMap<String, Vec<IpNet>>,
+    listed_ranges: BTreeMap<String, Vec<IpNet>>,
 }
 
 #[derive(Default)]
@@ -388,7 +405,6 @@ impl Driver {
     }
 
     fn take_in(&mut self, burst: Vec<Happening>) {
-        let was_waiting = self.agent.next().is_some();
         for happening in burst {
             match happening {
                 Happening::Service(event) => self.take_service(*event),
@@ -408,7 +424,7 @@ impl Driver {
             }
         }
         self.agent.set_facts(self.facts());
-        if !was_waiting && self.agent.next().is_some() {
+        if self.agent.next().is_some() {
             self.agent.queued();
         }
     }
@@ -490,17 +506,24 @@ impl Driver {
             (range.metadata.name.clone().unwrap_or_default(), parsed)
         };
         match event {
-            Event::Init => lists.found_ranges.clear(),
-            Event::InitApply(range) | Event::Apply(range) => {
-                let (name, cidrs) = read(&range);
-                lists.found_ranges.retain(|(known, _)| *known != name);
-                lists.found_ranges.push((name, cidrs));
+            // What was known stands until there is a new list: without it, unused addresses would not be dropped.
+            Event::Init => lists.listed_ranges.clear(),
+            Event::InitApply(range) => {
+                lists.listed_ranges.extend([read(&range)]);
             }
-            Event::InitDone => lists.ranges.done = true,
-            Event::Delete(range) => lists.found_ranges.retain(|(known, _)| *known != read(&range).0),
+            Event::InitDone => {
+                lists.ranges.done = true;
+                lists.found_ranges = std::mem::take(&mut lists.listed_ranges);
+            }
+            Event::Apply(range) => {
+                lists.found_ranges.extend([read(&range)]);
+            }
+            Event::Delete(range) => {
+                lists.found_ranges.remove(&read(&range).0);
+            }
         }
         if lists.ranges.done {
-            self.ranges = lists.found_ranges.iter().flat_map(|(_, cidrs)| cidrs).copied().collect();
+            self.ranges = lists.found_ranges.values().flatten().copied().collect();
             self.ranges.sort();
         }
     }
@@ -521,18 +544,20 @@ impl Driver {
 
     async fn sync(&mut self) {
         self.last_sync = Some(Instant::now());
-        let serving = tokio::task::block_in_place(|| self.agent.sync());
-        let now = Timestamp::now();
-        for trigger in self.triggers.drain(..) {
-            self.metrics.programmed(trigger, now);
-        }
-        self.ready.set_ready(true);
-        if let Some(rules_are_in) = self.rules_are_in.take() {
-            // Its receiver goes only with the watches.
-            let _ = rules_are_in.send(());
+        let synced = tokio::task::block_in_place(|| self.agent.sync());
+        if synced.complete {
+            let now = Timestamp::now();
+            for trigger in self.triggers.drain(..) {
+                self.metrics.programmed(trigger, now);
+            }
+            self.ready.set_ready(true);
+            if let Some(rules_are_in) = self.rules_are_in.take() {
+                // Its receiver goes only with the watches.
+                let _ = rules_are_in.send(());
+            }
         }
         // The sweeper ends with the process.
-        let _ = self.sweeps.send(serving);
+        let _ = self.sweeps.send(synced.serving);
         self.open_health_checks().await;
     }
 

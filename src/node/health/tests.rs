@@ -46,7 +46,7 @@ fn p52_what_comes_during_a_sync_waits_on_and_a_failed_sync_resets_nothing() {
     health.queued(Family::Ipv6, at(1000));
     health.taken(Family::Ipv6);
     health.queued(Family::Ipv6, at(1030));
-    health.failed(Family::Ipv6);
+    health.failed(Family::Ipv6, at(1040));
     assert!(!health.is_healthy(at(1060)));
     health.taken(Family::Ipv6);
     health.queued(Family::Ipv6, at(1070));
@@ -83,8 +83,16 @@ fn a_node_that_has_programmed_nothing_yet_lives_but_takes_no_traffic() {
     health.applied(Family::Ipv4, at(1));
     assert_eq!(shown(health.healthz(at(10))).0, 503);
     assert_eq!(shown(health.livez(at(10))).0, 200);
-    health.applied(Family::Ipv6, at(2));
-    assert_eq!(shown(health.healthz(at(10))).0, 200);
+    health.inherited(Family::Ipv6);
+    assert_eq!(shown(health.healthz(at(10))).0, 200, "an earlier process has left its rules");
+}
+
+#[test]
+fn p52_a_first_sync_that_fails_is_a_change_that_waits() {
+    let health = health();
+    health.failed(Family::Ipv4, at(1000));
+    assert!(health.is_healthy(at(1059)));
+    assert!(!health.is_healthy(at(1060)));
 }
 
 #[test]
