@@ -1,6 +1,6 @@
 //! A Service as the node sees it: the addresses and ports it answers on, and how its endpoints are chosen.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
@@ -108,7 +108,7 @@ impl Service {
             ports: spec.ports.iter().flatten().filter_map(read_port).collect(),
             cluster_ips: parse_all(spec.cluster_ips.as_ref().unwrap_or(&spec.cluster_ip.iter().cloned().collect())),
             external_ips: if external_ips {
-                parse_all(spec.external_ips.as_deref().unwrap_or_default())
+                servable(parse_all(spec.external_ips.as_deref().unwrap_or_default()))
             } else {
                 vec![]
             },
@@ -169,7 +169,17 @@ fn affinity(spec: &v1::ServiceSpec) -> Option<u32> {
 fn balancer_ips(service: &v1::Service) -> Vec<IpAddr> {
     let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     let by_packet = ingress.into_iter().flatten().filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"));
-    by_packet.filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect()
+    servable(by_packet.filter_map(|entry| entry.ip.as_ref()?.parse().ok()).collect())
+}
+
+/// Without addresses that no packet from elsewhere is sent to: a rule for one would take over what the node says to
+/// itself (P26), or to its whole neighbourhood.
+fn servable(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let is_odd = |ip: &IpAddr| {
+        let ip = ip.to_canonical();
+        ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+    };
+    addresses.into_iter().filter(|ip| !is_odd(ip)).collect()
 }
 
 fn parse_all(addresses: &[String]) -> Vec<IpAddr> {
@@ -236,6 +246,19 @@ mod tests {
         let service = Service::read(&serde_json::from_value(object).unwrap(), &Mode::Replace, true).unwrap();
         let ips: Vec<_> = service.balancer_ips.iter().map(ToString::to_string).collect();
         assert_eq!(ips, ["203.0.113.1", "203.0.113.2", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn p26_what_a_node_says_to_itself_is_nobodys_frontend() {
+        let odd = ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::1", "::", "ff02::1", "::ffff:127.0.0.1"];
+        let ingress: Vec<_> = odd.iter().map(|ip| json!({"ip": ip})).collect();
+        let object = json!({
+            "metadata": {"namespace": "n", "name": "s"},
+            "spec": {"clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": port(), "externalIPs": odd},
+            "status": {"loadBalancer": {"ingress": ingress}},
+        });
+        let service = Service::read(&serde_json::from_value(object).unwrap(), &Mode::Replace, true).unwrap();
+        assert_eq!((service.external_ips, service.balancer_ips), (vec![], vec![]));
     }
 
     #[test]
