@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod metrics;
 pub mod programme;
 pub mod question;
+pub mod ranges;
 pub mod ruleset;
 pub mod run;
 #[cfg(test)]

@@ -343,6 +343,14 @@ impl Key {
         }
     }
 
+    /// The frontend whose element it is, if it is one's.
+    pub const fn frontend(&self) -> Option<Frontend> {
+        match self {
+            Self::Inside(frontend) | Self::Outside(frontend) | Self::Endpoint(frontend, _) => Some(*frontend),
+            Self::ClusterIp(_) | Self::LocalEndpoint(_) | Self::Hairpin(_) => None,
+        }
+    }
+
     /// Appends the bytes the kernel has for it: each field padded to four bytes, ports and addresses in network order,
     /// the index in the host's, as `numgen` yields it.
     pub fn write(&self, bytes: &mut Vec<u8>) {

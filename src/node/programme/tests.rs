@@ -191,6 +191,34 @@ fn of_two_services_the_older_has_the_node_port_in_any_order_of_events() {
     }
 }
 
+#[test]
+fn a_cluster_ip_stays_with_the_service_it_was_given_to() {
+    let victim = scene::frontend("10.96.0.20:80");
+    for order in [["thief", "owner"], ["owner", "thief"]] {
+        let mut node = Follower::new();
+        let mut lost = BTreeSet::new();
+        for name in order {
+            let (created, ip, more) = match name {
+                "thief" => (10, "10.96.0.10", json!({"externalIPs": ["10.96.0.20"]})),
+                _ => (20, "10.96.0.20", json!({})),
+            };
+            node.scene.service(name, node_port(created, ip, more));
+            node.scene.endpoints(name, if name == "thief" { &["far1", "far2"] } else { &["far3"] });
+            lost.extend(node.follow());
+            node.carry();
+        }
+        assert_eq!(lost.contains(&victim), order == ["owner", "thief"], "{order:?}");
+        node.check();
+        assert_eq!(pick_of(&node, Key::Inside(victim)), Some(1));
+        node.scene.expect(&[("pod", "10.96.0.20:80", "far3"), ("pod", "10.96.0.10:80", "far1 far2")]);
+
+        node.scene.index.delete_service(&scene::key("owner"));
+        node.carry();
+        node.check();
+        assert_eq!(pick_of(&node, Key::Inside(victim)), Some(2));
+    }
+}
+
 fn pick_of(node: &Follower, key: Key) -> Option<u16> {
     match node.kernel.elements.get(&key)? {
         Value::Goto(Target::Pick { count, .. }) => Some(*count),
