@@ -145,6 +145,19 @@ def test_what_others_change_is_undone_within_seconds(rig: Rig, line: str) -> Non
     rig.expect(rig.caller, service.cluster_ip(), 80, ("a1", "caller"), within=15)
 
 
+def test_what_the_agent_does_itself_is_nobody_elses_change(rig: Rig) -> None:
+    """With chains made and deleted by nft, which is a process of its own."""
+    said = rig.proxy.log.read_text().count("somebody")
+    for seconds in (100, 200):
+        service = rig.service([rig.a1, rig.b1], sessionAffinity="ClientIP")
+        service.patch(sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
+        service.set_endpoints([rig.b1])
+        rig.expect(rig.caller, service.cluster_ip(), 80, ("b1", "caller"))
+        service.delete()
+    time.sleep(4)  # longer than unused chains are kept
+    assert rig.proxy.log.read_text().count("somebody") == said
+
+
 def test_a_cluster_ip_is_nobody_elses_external_ip(rig: Rig) -> None:
     """Not even an older Service's: anybody can write an external IP."""
     thief = rig.service([rig.b1])

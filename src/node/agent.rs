@@ -20,6 +20,10 @@ use crate::netfilter::Family;
 use crate::netfilter::object::{Backend, Frontend, Key, PortId, Protocol};
 use crate::telemetry::chain;
 
+/// After so many failures in a row the table is made anew: what others did to it may be beyond comparison.
+const BEYOND_COMPARISON: u32 = 3;
+/// What others change in our tables is undone after so long: they may not be done yet, and may do more.
+const SUSPICION: Duration = Duration::from_secs(5);
 /// After a failure the kernel is compared as a whole this soon; then later and later, up to the sync period.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 
@@ -31,6 +35,8 @@ struct Half {
     orders: HashMap<Frontend, Order>,
     /// What the programme holds is to be compared with the kernel, since when, and how often that has failed.
     compare: Option<Compare>,
+    /// Somebody else has changed the table: it is to be compared at this time.
+    suspect: Option<Instant>,
     warned: BTreeSet<Frontend>,
     /// UDP frontends that have changed since the kernel was told last: their flows are looked at when it has been.
     serving: ServingByFrontend,
@@ -54,6 +60,11 @@ struct Compare {
 impl Compare {
     fn now() -> Self {
         Self { not_before: Instant::now(), failures: 0 }
+    }
+
+    /// In turns with comparisons: these may need no nft, which may be what is wrong.
+    const fn is_beyond(self) -> bool {
+        self.failures >= BEYOND_COMPARISON && self.failures % 2 == BEYOND_COMPARISON % 2
     }
 
     fn failed(before: Option<Self>, longest: Duration) -> Self {
@@ -80,7 +91,7 @@ impl Agent {
     /// An agent for the families of these tables, which have been read for the order of endpoints.
     ///
     /// # Errors
-    /// The kernel does not answer.
+    /// The kernel refuses to answer.
     pub fn new(
         tables: Vec<Table>,
         index: Index,
@@ -89,12 +100,7 @@ impl Agent {
         metrics: NodeMetrics,
         longest_wait: Duration,
     ) -> Result<Self, Error> {
-        let halves = tables.into_iter().map(|mut table| {
-            let orders = table.orders()?;
-            let (programme, warned, serving) = <_>::default();
-            Ok(Half { table, programme, orders, compare: Some(Compare::now()), warned, serving })
-        });
-        let halves = halves.collect::<Result<_, Error>>()?;
+        let halves = tables.into_iter().map(Half::new).collect::<Result<_, Error>>()?;
         let agent = Self { index, facts, halves, health, metrics, longest_wait, facts_changed: false };
         for half in agent.halves.iter().filter(|half| half.table.was_found()) {
             agent.health.inherited(half.table.family());
@@ -123,6 +129,25 @@ impl Agent {
         self.queued();
     }
 
+    /// Something in a table was changed, by the socket of that number.
+    pub fn changed(&mut self, family: Family, port: u32) {
+        for half in self.halves.iter_mut().filter(|half| half.table.family() == family) {
+            if half.suspect.is_none() && !half.table.has_written(port) {
+                tracing::warn!(%family, port, "somebody changed our table; comparing it soon");
+                half.suspect = Some(Instant::now() + SUSPICION);
+            }
+        }
+    }
+
+    /// A table was deleted, by the socket of that number.
+    pub fn deleted(&mut self, family: Family, port: u32) {
+        let is_this = |half: &Half| half.table.family() == family && !half.table.has_written(port);
+        if self.halves.iter().any(is_this) {
+            tracing::warn!(%family, port, "somebody deleted our table; making it anew");
+            self.compare(Some(family));
+        }
+    }
+
     /// Tables that are gone are to be made anew.
     pub fn compare_missing(&mut self) {
         let missing = |half: &mut Half| (!half.table.is_there()).then(|| half.table.family());
@@ -146,7 +171,7 @@ impl Agent {
         if self.index.has_changed() || self.facts_changed {
             return Some(Instant::now());
         }
-        self.halves.iter().filter_map(|half| Some(half.compare?.not_before)).min()
+        self.halves.iter().filter_map(Half::next).min()
     }
 
     /// Whether chains wait to be deleted.
@@ -176,6 +201,7 @@ impl Agent {
                 half.update(key, &self.index, &self.facts);
             }
             let started = Instant::now();
+            half.look_again();
             let kind = if half.compare.is_some() { SyncKind::Full } else { SyncKind::Partial };
             match half.carry(&self.facts) {
                 Ok(None) => synced.complete = false,
@@ -214,6 +240,32 @@ impl Agent {
 }
 
 impl Half {
+    fn new(mut table: Table) -> Result<Self, Error> {
+        let orders = match table.orders() {
+            Err(error) if error.is_denied() => return Err(error),
+            // Without them endpoints only change places. What is wrong with the table the first sync puts right.
+            Err(error) => {
+                tracing::warn!(family = %table.family(), error = %chain(&error), "cannot read the rules that are there");
+                HashMap::new()
+            }
+            Ok(orders) => orders,
+        };
+        let (programme, warned, serving) = <_>::default();
+        Ok(Self { table, programme, orders, compare: Some(Compare::now()), suspect: None, warned, serving })
+    }
+
+    /// When it is to be compared, if at all.
+    fn next(&self) -> Option<Instant> {
+        self.compare.map(|compare| compare.not_before).or(self.suspect)
+    }
+
+    /// Turns a suspicion that is due into a comparison.
+    fn look_again(&mut self) {
+        if self.suspect.is_some_and(|due| due <= Instant::now()) {
+            self.compare.get_or_insert_with(Compare::now);
+        }
+    }
+
     fn update(&mut self, key: &ServiceKey, index: &Index, facts: &Facts) {
         let family = self.table.family();
         let before = udp_frontends(self.programme.ports(key));
@@ -231,7 +283,7 @@ impl Half {
         self.list_serving(&before, now);
         for frontend in &lost {
             if self.warned.insert(*frontend) {
-                tracing::warn!(service = %key, %frontend, "an older Service has this address and port");
+                tracing::warn!(service = %key, %frontend, "another Service has this address and port, which is older or has it as its ClusterIP");
             }
         }
     }
@@ -264,7 +316,13 @@ impl Half {
                 return Ok(None);
             }
             self.programme.forget();
-            let applied = self.table.reconcile(&self.programme, fixed)?;
+            self.suspect = None;
+            let applied = if compare.is_beyond() {
+                tracing::warn!(family = %self.table.family(), "making our table anew");
+                self.table.replace(&self.programme, fixed)?
+            } else {
+                self.table.reconcile(&self.programme, fixed)?
+            };
             self.compare = None;
             self.orders = HashMap::new();
             return Ok(Some(applied));

@@ -3,7 +3,7 @@
 //! Chains are made before elements point to them and deleted well after. What is wrong in the kernel is found by
 //! comparing everything once at start, after a failure, and every hour; between that, only changes are carried over.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::programme::{Change, Programme, Structure, pick};
@@ -19,6 +19,8 @@ const LINGERING: Duration = Duration::from_secs(2);
 /// Changes in one transaction, unless one frontend has more.
 const PIECE: usize = 20_000;
 const READ_ATTEMPTS: usize = 5;
+/// The kernel tells of a change within moments.
+const WRITERS: usize = 64;
 /// Whatever refers to an unused chain for longer is not ours.
 const REFUSALS: u8 = 5;
 
@@ -31,6 +33,13 @@ pub enum Error {
     /// Elements.
     #[error("cannot change the elements")]
     Elements(#[from] netlink::Error),
+}
+
+impl Error {
+    /// Whether the kernel refuses us as such, whatever we ask for.
+    pub const fn is_denied(&self) -> bool {
+        matches!(self, Self::Rules(nft::Error::Denied) | Self::Elements(netlink::Error::Denied))
+    }
 }
 
 /// How much was changed.
@@ -55,6 +64,8 @@ pub struct Table {
     stale: BTreeMap<Stale, Unused>,
     /// Whether a table of our layout was there when it was read for the first time.
     found: bool,
+    /// Numbers of the last runs of nft, newest first.
+    writers: VecDeque<u32>,
 }
 
 /// Since when something is unused, and how often its deletion was refused.
@@ -91,15 +102,8 @@ impl Table {
     /// The system gives no netlink socket.
     pub fn open(family: Family, mark: u32) -> std::io::Result<Self> {
         let channel = Channel::open()?;
-        Ok(Self {
-            family,
-            mark,
-            channel,
-            chains: BTreeSet::new(),
-            fixed: Vec::new(),
-            stale: BTreeMap::new(),
-            found: false,
-        })
+        let (chains, fixed, stale, writers) = <_>::default();
+        Ok(Self { family, mark, channel, chains, fixed, stale, found: false, writers })
     }
 
     /// The family.
@@ -128,8 +132,8 @@ impl Table {
     /// The kernel does not answer.
     pub fn orders(&mut self) -> Result<HashMap<Frontend, Order>, Error> {
         let mut found: HashMap<Frontend, BTreeMap<u16, Backend>> = HashMap::new();
-        self.found = self.observe()?.is_some_and(|observed| observed.has_layout(self.family));
-        if self.found {
+        let is_ours = self.observe()?.is_some_and(|observed| observed.has_layout(self.family));
+        if is_ours {
             for collection in Collection::ALL.into_iter().filter(|all| matches!(all, Collection::Endpoints(_))) {
                 self.each(collection, |_, element| {
                     if let Some((Key::Endpoint(frontend, at), Value::Backend(backend))) = element {
@@ -138,6 +142,7 @@ impl Table {
                 })?;
             }
         }
+        self.found = is_ours;
         let order = |endpoints: BTreeMap<u16, Backend>| {
             let (low, high): (Vec<_>, Vec<_>) = endpoints.into_iter().partition(|(at, _)| *at < HIGH);
             let backends = |some: Vec<(u16, Backend)>| some.into_iter().map(|(_, backend)| backend).collect();
@@ -156,11 +161,8 @@ impl Table {
         let observed = self.observe()?;
         let observed = match observed {
             Some(observed) if observed.has_layout(self.family) => observed,
-            Some(_) => {
-                self.rebuild(programme, &wanted, &mut applied)?;
-                self.remember(&wanted, fixed);
-                return Ok(applied);
-            }
+            // Of another version of weir, or what is left of ours.
+            Some(_) => return self.replace(programme, fixed),
             None => {
                 self.create(&mut applied)?;
                 Observed { chains: BTreeMap::new(), sets: BTreeSet::new() }
@@ -190,7 +192,7 @@ impl Table {
         let picks = self.new_picks(changes, structure);
         let changed_fixed: Vec<_> = fixed.iter().filter(|chain| !self.fixed.contains(chain)).collect();
         script.write_chains(picks.iter().chain(structure.write.values()).chain(changed_fixed));
-        run(&script, &mut applied)?;
+        self.run(&script, &mut applied)?;
         for chain in picks.iter().chain(structure.write.values()) {
             self.stale.remove(&Stale::Chain(chain.name.to_string()));
             if let ChainName::Regular(target) = chain.name {
@@ -244,7 +246,7 @@ impl Table {
                 Stale::Set(name) => script.delete_set(name),
             }
         }
-        let outcome = run(&script, &mut Applied::default());
+        let outcome = self.run(&script, &mut Applied::default());
         for name in names {
             match (&outcome, self.stale.get_mut(name)) {
                 (Ok(()), _) => {
@@ -271,6 +273,21 @@ impl Table {
         self.stale.remove(stale);
     }
 
+    fn run(&mut self, script: &Script, applied: &mut Applied) -> Result<(), Error> {
+        if !script.is_empty() {
+            applied.scripts += 1;
+            let writer = nft::run(script.text())?;
+            self.writers.truncate(WRITERS - 1);
+            self.writers.push_front(writer);
+        }
+        Ok(())
+    }
+
+    /// Whether a change that the kernel tells of was made by an nft of ours, as far as that can be known.
+    pub fn has_written(&self, port: u32) -> bool {
+        self.writers.contains(&port)
+    }
+
     /// Deletes the table with all that is in it.
     ///
     /// # Errors
@@ -278,7 +295,7 @@ impl Table {
     pub fn delete(&mut self) -> Result<(), Error> {
         let mut script = Script::new(self.family);
         script.delete_table();
-        run(&script, &mut Applied::default())
+        self.run(&script, &mut Applied::default())
     }
 
     fn wanted(&self, programme: &Programme, fixed: &[Chain]) -> Wanted {
@@ -327,13 +344,17 @@ impl Table {
         let mut script = Script::new(self.family);
         script.add_table();
         script.declare_collections();
-        run(&script, applied)
+        self.run(&script, applied)
     }
 
-    /// A table of another version of weir is replaced in one transaction: no packet meets neither.
-    fn rebuild(&mut self, programme: &Programme, wanted: &Wanted, applied: &mut Applied) -> Result<(), Error> {
-        self.chains.clear();
-        self.stale.clear();
+    /// Makes the table anew, whatever there is, in one transaction: no packet meets neither. Clients of Services with
+    /// affinity are pinned anew.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn replace(&mut self, programme: &Programme, fixed: Vec<Chain>) -> Result<Applied, Error> {
+        let wanted = self.wanted(programme, &fixed);
+        let mut applied = Applied::default();
         let elements: BTreeMap<_, _> = programme.elements().collect();
         let mut script = Script::new(self.family);
         script.delete_table();
@@ -342,8 +363,12 @@ impl Table {
         wanted.pins.iter().for_each(|pins| script.declare_pins(pins));
         script.write_chains(wanted.chains.iter());
         script.add_elements(elements.iter());
+        self.run(&script, &mut applied)?;
         applied.elements = elements.len();
-        run(&script, applied)
+        self.chains.clear();
+        self.stale.clear();
+        self.remember(&wanted, fixed);
+        Ok(applied)
     }
 
     /// Makes chains that are missing, and gives those other rules that have not theirs.
@@ -363,7 +388,7 @@ impl Table {
             script.delete_chain(&chain.name.to_string());
         }
         script.write_chains(differing.into_iter());
-        run(&script, applied)
+        self.run(&script, applied)
     }
 
     fn reconcile_elements(&mut self, programme: &Programme) -> Result<usize, Error> {
@@ -417,11 +442,11 @@ impl Table {
     /// In one transaction, or in a few of which each has all changes of its frontends.
     fn commit(&mut self, changes: &[Change]) -> Result<(), Error> {
         let mut ordered: Vec<&Change> = changes.iter().collect();
-        ordered.sort_unstable_by_key(|change| (place(&change.key), change.key));
+        ordered.sort_unstable_by_key(|change| (change.key.frontend(), change.key));
         let mut rest = &ordered[..];
         while !rest.is_empty() {
             let mut end = rest.len().min(PIECE);
-            while end < rest.len() && place(&rest[end].key) == place(&rest[end - 1].key) {
+            while end < rest.len() && rest[end].key.frontend() == rest[end - 1].key.frontend() {
                 end += 1;
             }
             let (piece, after) = rest.split_at(end);
@@ -474,7 +499,8 @@ struct Wanted {
 
 impl Observed {
     fn has_layout(&self, family: Family) -> bool {
-        self.chains.contains_key(&layout_chain(family))
+        let shared = Collection::ALL.iter().map(|collection| collection.name()).chain([TAKEN_PORTS]);
+        self.chains.contains_key(&layout_chain(family)) && shared.into_iter().all(|set| self.sets.contains(set))
     }
 
     fn has(&self, chain: &Chain, family: Family) -> bool {
@@ -497,14 +523,6 @@ fn has_digests(observed: &netlink::Chain, chain: &Chain, family: Family) -> bool
     let digests = chain.digests(family);
     observed.comments.len() == digests.len()
         && observed.comments.iter().zip(&digests).all(|(comment, digest)| comment.as_ref() == Some(digest))
-}
-
-fn run(script: &Script, applied: &mut Applied) -> Result<(), Error> {
-    if !script.is_empty() {
-        applied.scripts += 1;
-        nft::run(script.text())?;
-    }
-    Ok(())
 }
 
 /// All elements of our table that are ours.
@@ -548,14 +566,6 @@ fn retry<T>(mut attempt: impl FnMut() -> Result<T, netlink::Error>) -> Result<T,
             Err(netlink::Error::Interrupted) if attempts < READ_ATTEMPTS => attempts += 1,
             outcome => return Ok(outcome?),
         }
-    }
-}
-
-/// What belongs together: elements of one frontend.
-fn place(key: &Key) -> Option<Frontend> {
-    match key {
-        Key::Inside(frontend) | Key::Outside(frontend) | Key::Endpoint(frontend, _) => Some(*frontend),
-        Key::ClusterIp(_) | Key::LocalEndpoint(_) | Key::Hairpin(_) => None,
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Two Service ports may ask for the same element: a ClusterIP has several ports, and for a moment two Services may
 //! have the same NodePort. Of different values the one of the older Service stands, so that the order in which events
-//! arrive makes no difference.
+//! arrive makes no difference. A ClusterIP is an exception: it stays with the Service it was given to, though an older one
+//! may name it as its external IP.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use super::ruleset::{Contribution, Order};
 use crate::model::id::ServiceKey;
@@ -26,8 +28,16 @@ pub type PortName = (String, Protocol);
 
 #[derive(Debug)]
 struct Claim {
+    /// Whether the address is one that the Service was not given by the API server: anybody can write an external IP.
+    is_guest: bool,
     rank: Rank,
     value: Value,
+}
+
+impl Claim {
+    fn precedes(&self, other: &Self) -> bool {
+        (self.is_guest, self.rank) < (other.is_guest, other.rank)
+    }
 }
 
 /// All claims to an element. There is hardly ever a second one, and tens of thousands of lists of one would be most of
@@ -63,13 +73,14 @@ impl Claims {
         is_left
     }
 
-    /// The value of the oldest.
+    /// The value that stands.
     fn winner(&self) -> Value {
-        self.oldest().value
+        self.holder().value
     }
 
-    fn oldest(&self) -> &Claim {
-        self.others.iter().fold(&self.first, |best, claim| if claim.rank < best.rank { claim } else { best })
+    /// The claim of the Service whose ClusterIP it is, or else of the oldest.
+    fn holder(&self) -> &Claim {
+        self.others.iter().fold(&self.first, |best, claim| if claim.precedes(best) { claim } else { best })
     }
 }
 
@@ -126,8 +137,10 @@ impl Programme {
     pub fn set(&mut self, service: &ServiceKey, ports: BTreeMap<PortName, (Rank, Contribution)>) -> BTreeSet<Frontend> {
         let mut lost = BTreeSet::new();
         for (rank, contribution) in ports.values() {
+            let own: Vec<_> = contribution.elements.iter().filter_map(|(key, _)| cluster_ip(key)).collect();
             for (key, value) in &contribution.elements {
-                if self.claim(*key, Claim { rank: *rank, value: *value }) {
+                let is_guest = key.frontend().is_some_and(|frontend| !own.contains(&frontend.address));
+                if self.claim(*key, Claim { is_guest, rank: *rank, value: *value }) {
                     lost.extend(frontend(key));
                 }
             }
@@ -171,7 +184,7 @@ impl Programme {
 
     /// The Service port whose value of an element stands.
     pub fn holder(&self, key: &Key) -> Option<PortId> {
-        self.claims.get(key).map(|claims| claims.oldest().rank.id)
+        self.claims.get(key).map(|claims| claims.holder().rank.id)
     }
 
     /// All elements.
@@ -300,6 +313,13 @@ fn private_of<'a>(
 fn frontend(key: &Key) -> Option<Frontend> {
     match key {
         Key::Inside(frontend) | Key::Outside(frontend) => Some(*frontend),
+        _ => None,
+    }
+}
+
+const fn cluster_ip(key: &Key) -> Option<IpAddr> {
+    match key {
+        Key::ClusterIp(address) => Some(*address),
         _ => None,
     }
 }

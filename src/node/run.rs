@@ -1,6 +1,6 @@
 //! Wiring of a node: watches in, rules out, and what stands beside them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, Stream, StreamExt as _, future};
-use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -28,6 +27,7 @@ use super::health_check_port::{self, HealthCheckPorts};
 use super::index::Index;
 use super::kernel::Table;
 use super::metrics::{NodeMetrics, trigger_time};
+use super::ranges::ServiceRanges;
 use super::ruleset::Facts;
 use super::service::{Mode, key};
 use super::{eligibility, sysctl};
@@ -119,7 +119,6 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
         lists: Lists::default(),
         node: None,
         local: BTreeSet::new(),
-        ranges: Vec::new(),
         ports: HealthCheckPorts::new(health.clone()),
         events: Events::new(client, settings.node_name.clone()),
         complained: BTreeSet::new(),
@@ -325,9 +324,7 @@ struct Lists {
     services: Listing,
     slices: Listing,
     node: Listing,
-    ranges: Listing,
-    found_ranges: BTreeMap<String, Vec<IpNet>>,
-    listed_ranges: BTreeMap<String, Vec<IpNet>>,
+    ranges: ServiceRanges,
 }
 
 #[derive(Default)]
@@ -339,7 +336,7 @@ struct Listing {
 impl Lists {
     /// Nothing is programmed before (P10).
     fn are_done(&self) -> bool {
-        [&self.services, &self.slices, &self.node, &self.ranges].iter().all(|listing| listing.done)
+        [&self.services, &self.slices, &self.node].iter().all(|listing| listing.done) && self.ranges.is_known()
     }
 }
 
@@ -348,7 +345,6 @@ struct Driver {
     lists: Lists,
     node: Option<Node>,
     local: BTreeSet<IpAddr>,
-    ranges: Vec<IpNet>,
     ports: HealthCheckPorts,
     events: Events,
     complained: BTreeSet<ServiceKey>,
@@ -410,17 +406,13 @@ impl Driver {
                 Happening::Service(event) => self.take_service(*event),
                 Happening::Slice(event) => self.take_slice(*event),
                 Happening::Node(event) => self.take_node(*event),
-                Happening::Range(event) => self.take_range(*event),
-                Happening::NoRanges => self.lists.ranges.done = true,
+                Happening::Range(event) => self.lists.ranges.take(&event),
+                Happening::NoRanges => self.lists.ranges.there_are_none(),
                 Happening::Addresses(local) => self.local = local,
-                Happening::Kernel(Notice::Deleted(family)) => {
-                    tracing::warn!(%family, "somebody deleted our table; making it anew");
-                    self.agent.compare(Some(family));
-                }
+                Happening::Kernel(Notice::Deleted(family, port)) => self.agent.deleted(family, port),
                 Happening::Kernel(Notice::Lost) => self.agent.compare(None),
                 Happening::Watching => self.agent.compare_missing(),
-                // nft's changes are ours as a rule; what others change is undone at the next full comparison.
-                Happening::Kernel(Notice::Changed(..)) => {}
+                Happening::Kernel(Notice::Changed(family, port)) => self.agent.changed(family, port),
             }
         }
         self.agent.set_facts(self.facts());
@@ -498,36 +490,6 @@ impl Driver {
         }
     }
 
-    fn take_range(&mut self, event: Event<ServiceCIDR>) {
-        let lists = &mut self.lists;
-        let read = |range: &ServiceCIDR| {
-            let cidrs = range.spec.iter().filter_map(|spec| spec.cidrs.as_ref()).flatten();
-            let parsed = cidrs.filter_map(|cidr| cidr.parse().ok()).collect::<Vec<IpNet>>();
-            (range.metadata.name.clone().unwrap_or_default(), parsed)
-        };
-        match event {
-            // What was known stands until there is a new list: without it, unused addresses would not be dropped.
-            Event::Init => lists.listed_ranges.clear(),
-            Event::InitApply(range) => {
-                lists.listed_ranges.extend([read(&range)]);
-            }
-            Event::InitDone => {
-                lists.ranges.done = true;
-                lists.found_ranges = std::mem::take(&mut lists.listed_ranges);
-            }
-            Event::Apply(range) => {
-                lists.found_ranges.extend([read(&range)]);
-            }
-            Event::Delete(range) => {
-                lists.found_ranges.remove(&read(&range).0);
-            }
-        }
-        if lists.ranges.done {
-            self.ranges = lists.found_ranges.values().flatten().copied().collect();
-            self.ranges.sort();
-        }
-    }
-
     fn facts(&self) -> Facts {
         let primary = self.node.as_ref().map(primary_addresses).unwrap_or_default();
         let mut node_addresses = self.local.clone();
@@ -536,7 +498,7 @@ impl Driver {
         Facts {
             node_port_addresses: self.settings.nodeport_addresses.select(&primary, &self.local),
             node_addresses,
-            service_ranges: self.ranges.clone(),
+            service_ranges: self.lists.ranges.all(),
             zone: labels.and_then(|labels| labels.get("topology.kubernetes.io/zone")).cloned(),
             ..self.agent.facts.clone()
         }

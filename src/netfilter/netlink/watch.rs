@@ -28,8 +28,8 @@ const PORT_OFFSET: u32 = 12;
 /// What somebody else did to our table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// It was deleted, alone or with the whole ruleset. It may have been made anew since.
-    Deleted(Family),
+    /// It was deleted, alone or with the whole ruleset, by the socket of that number. It may have been made anew since.
+    Deleted(Family, u32),
     /// Something in it was made, changed or deleted, by the socket of that number; for an `nft` command this is, as a
     /// rule, its process id.
     Changed(Family, u32),
@@ -99,7 +99,7 @@ fn notice(message: Message<'_>, table: &str) -> Option<Notice> {
     let (family, attributes) = message.generic()?;
     let family = wire::family(family).filter(|_| attributes.name(wire::TABLE) == Some(table))?;
     Some(match message.kind {
-        wire::DELETE_TABLE => Notice::Deleted(family),
+        wire::DELETE_TABLE => Notice::Deleted(family, message.port),
         _ => Notice::Changed(family, message.port),
     })
 }
