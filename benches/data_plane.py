@@ -86,7 +86,7 @@ class Ways:
                 rig.expect(rig.outside, node, service.node_port(), self._reply(rig, name, place))
                 self.ends[name, place] = (rig, node, service.node_port())
                 if name == "weir":
-                    self.ends[DIRECT, place] = (rig, pod.address(4), 8080)
+                    self.ends[DIRECT, place] = (rig, pod.address(4), 8081)
 
     @staticmethod
     def _reply(rig: Rig, name: str, place: str) -> tuple[str, str]:
