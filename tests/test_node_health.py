@@ -91,6 +91,7 @@ def test_a_port_in_use_is_told_and_tried_again(rig: Rig) -> None:
     """P50: a Warning Event; traffic is not affected; a later sync takes the port."""
     placeholder = rig.service([rig.a1], **LOCAL_BALANCER)
     port = placeholder.health_port
+    expect_local(rig, placeholder, 1)
     placeholder.delete()
     soon(lambda: get(rig.outside, rig.node_a.address(4), port) is None)
     squatter = Server(rig.node_a, rig.directory, name="squatter", tcp=(port,), udp=())
