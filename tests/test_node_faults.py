@@ -158,6 +158,34 @@ def test_what_the_agent_does_itself_is_nobody_elses_change(rig: Rig) -> None:
     assert rig.proxy.log.read_text().count("somebody") == said
 
 
+def test_a_thousand_endpoints_with_affinity_cost_the_kernel_little(rig: Rig) -> None:
+    """Each has a set of its own for the clients that are pinned to it."""
+
+    def slab() -> int:
+        """MiB, of the whole machine."""
+        [line] = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("Slab:")]
+        return int(line.split()[1]) >> 10
+
+    calm, service = rig.service([rig.b1]), rig.service(ports=[Port()], sessionAffinity="ClientIP")
+    rig.expect(rig.caller, calm.cluster_ip(), 80, ("b1", "caller"))
+    before = slab()
+    labels = {"kubernetes.io/service-name": service.name}
+    manifest = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{service.name}-many", "labels": labels},
+        "addressType": "IPv4",
+        "ports": [{"name": "web", "protocol": "TCP", "port": 8080}],
+        "endpoints": [{"addresses": [f"10.250.{number >> 8}.{number & 255}"]} for number in range(1, 1001)],
+    }
+    rig.kube.apply(f"{service.slices}/{service.name}-many", manifest)
+    # For who is pinned to it, and for who may be sent to any.
+    soon(lambda: nft(rig, "list", "table", "ip", "weir").count("goto pin-") >= 2000, within=20)
+    assert slab() - before < 500
+    calm.set_endpoints([rig.a1])
+    rig.expect(rig.caller, calm.cluster_ip(), 80, ("a1", "caller"))
+
+
 def test_a_cluster_ip_is_nobody_elses_external_ip(rig: Rig) -> None:
     """Not even an older Service's: anybody can write an external IP."""
     thief = rig.service([rig.b1])

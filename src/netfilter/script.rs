@@ -55,11 +55,12 @@ impl Script {
         }
     }
 
-    /// Makes the set that remembers the clients of one endpoint.
+    /// Makes the set that remembers the clients of one endpoint. Of no size: the kernel makes room for all of a size at
+    /// once, two megabytes for the 65,535 clients that it allows in any case, and there may be thousands of sets.
     pub fn declare_pins(&mut self, pins: &PinSet) {
         let (table, kind) = (self.table(), self.family.address_type());
         self.line(&format!(
-            "add set {table} {pins} {{ type {kind}; size 65535; flags dynamic,timeout; timeout {}s; }}",
+            "add set {table} {pins} {{ type {kind}; flags dynamic,timeout; timeout {}s; }}",
             pins.seconds
         ));
     }
