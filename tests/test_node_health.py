@@ -76,7 +76,7 @@ def test_the_port_goes_with_the_policy_and_the_service(rig: Rig) -> None:
     expect_local(rig, service, 1)
     port = service.health_port
     for family in FAMILIES:
-        assert get(rig.outside, rig.node_a.address(family), port) is not None
+        soon(lambda family=family: get(rig.outside, rig.node_a.address(family), port) is not None)
     assert get(rig.node_a, LOOPBACK, port) is None
     service.patch(externalTrafficPolicy="Cluster")
     soon(lambda: get(rig.outside, rig.node_a.address(4), port) is None)
