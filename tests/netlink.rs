@@ -8,43 +8,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use namespace::in_namespace;
 use weir::netfilter::Family;
 use weir::netfilter::netlink::{Base, Channel, ElementChange, Error, Notice, Value, Verb, Watch};
 
-/// Set in the process that runs the body of a test.
-const INSIDE: &str = "WEIR_TEST_INSIDE";
+mod namespace;
+
 const TABLE: &str = "weir";
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 type Elements = BTreeMap<Vec<u8>, String>;
-
-/// Runs this very test again as a process in a fresh network namespace, and the body there. `with` is what the test is
-/// started through, for other privileges than root's.
-fn in_namespace(test: &str, with: &[&str], body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let probe = Command::new("unshare").args(["--net", "nft", "list", "tables"]).output();
-    let reason = match probe {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(reason) = reason {
-        println!("skipped, for want of root, namespaces or nft: {reason}");
-        return;
-    }
-    let status = Command::new("unshare")
-        .arg("--net")
-        .args(with)
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .status()
-        .unwrap();
-    assert!(status.success(), "{test} failed in its namespace");
-}
 
 fn nft(script: &str) -> u32 {
     let mut child = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().unwrap();

@@ -295,6 +295,16 @@ def test_d7_nothing_is_written_when_nothing_changed(cluster, account, weir):
     assert cluster.events("order") == events
 
 
+def delete_by_force(cluster, account, weir):
+    """A Service that was served goes without its finalizer while weir is down."""
+    first = weir()
+    serve(cluster, account)
+    assert first.stop() == 0
+    patch_finalizers(cluster, "order", None)
+    cluster.delete("order")
+    cluster.wait_gone("order")
+
+
 def test_r6_the_finalizer_comes_back(cluster, account, weir):
     """R6: within five seconds, and without a call to AWS."""
     weir(CALM)
@@ -307,12 +317,7 @@ def test_r6_the_finalizer_comes_back(cluster, account, weir):
 
 def test_r6_what_a_forced_deletion_leaves_is_collected(cluster, account, weir):
     """R6: the finalizer is taken off while weir is down, so that nobody tells it of the deletion."""
-    first = weir()
-    serve(cluster, account)
-    assert first.stop() == 0
-    patch_finalizers(cluster, "order", None)
-    cluster.delete("order")
-    cluster.wait_gone("order")
+    delete_by_force(cluster, account, weir)
     assert left_in_aws(account) != NOTHING
     weir()
     wait_nothing_left(account)
@@ -320,12 +325,7 @@ def test_r6_what_a_forced_deletion_leaves_is_collected(cluster, account, weir):
 
 def test_another_cluster_of_the_same_name_keeps_what_it_owns(cluster, account, weir):
     """Its Services are unknown here, as those of a forced deletion are; the cluster's id tells the two cases apart."""
-    first = weir()
-    serve(cluster, account)
-    assert first.stop() == 0
-    patch_finalizers(cluster, "order", None)
-    cluster.delete("order")
-    cluster.wait_gone("order")
+    delete_by_force(cluster, account, weir)
     arns = [row["LoadBalancerArn"] for row in balancers(account)]
     arns += [row["TargetGroupArn"] for row in target_groups(account)]
     theirs = {"Key": "weir.dev/cluster-uid", "Value": "00000000-0000-0000-0000-000000000000"}

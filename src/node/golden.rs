@@ -26,9 +26,10 @@ use crate::netfilter::rule::{Chain, ChainName, TAKEN_PORTS};
 use crate::netfilter::script::{Script, TABLE, layout_chain};
 use crate::netfilter::{Family, nft};
 
+#[path = "../../tests/namespace/mod.rs"]
+mod namespace;
+
 const REWRITE: &str = "WEIR_REWRITE_GOLDEN";
-/// Set in the process that runs the body of a test.
-const INSIDE: &str = "WEIR_TEST_INSIDE";
 /// Random histories that are carried to the kernel, and of these, those after which unused chains are waited for.
 const HISTORIES: usize = 12;
 const CLEARED: usize = 2;
@@ -143,24 +144,9 @@ fn scripts_are_as_they_were() {
     assert_eq!(files.count(), goldens.len(), "a file is nobody's");
 }
 
-/// Runs this very test again as a process in a fresh network namespace, and the body there.
+/// Runs the body in a network namespace of its own.
 fn in_namespace(test: &str, body: impl FnOnce()) {
-    if std::env::var_os(INSIDE).is_some() {
-        return body();
-    }
-    let reason = match Command::new("unshare").args(["--net", "nft", "list", "tables"]).output() {
-        Ok(output) if output.status.success() => None,
-        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(reason) = reason {
-        println!("skipped, for want of root, namespaces or nft: {reason}");
-        return;
-    }
-    let mut again = Command::new("unshare");
-    again.arg("--net").arg(std::env::current_exe().unwrap()).args(["--exact", "--nocapture"]);
-    let status = again.arg(format!("{}::{test}", module_path!().split_once("::").unwrap().1)).env(INSIDE, "1").status();
-    assert!(status.unwrap().success(), "{test} failed in its namespace");
+    namespace::in_namespace(&format!("{}::{test}", module_path!().split_once("::").unwrap().1), &[], body);
 }
 
 #[test]
