@@ -7,80 +7,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What every key of the table begins with.
-const PREFIX: &str = "service.beta.kubernetes.io/";
+mod table;
+
+pub use table::*;
+
+/// What every key that means a load balancer begins with.
 const BALANCER_PREFIX: &str = "service.beta.kubernetes.io/aws-load-balancer-";
-
-/// `internal` or `internet-facing`.
-pub const SCHEME: &str = "service.beta.kubernetes.io/aws-load-balancer-scheme";
-/// The load balancer's name.
-pub const NAME: &str = "service.beta.kubernetes.io/aws-load-balancer-name";
-/// Ids or names of subnets.
-pub const SUBNETS: &str = "service.beta.kubernetes.io/aws-load-balancer-subnets";
-/// Tags for every resource of the Service.
-pub const RESOURCE_TAGS: &str = "service.beta.kubernetes.io/aws-load-balancer-additional-resource-tags";
-/// Source ranges; `spec.loadBalancerSourceRanges` goes before it.
-pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-/// Which controller should take the Service. With weir the class alone decides; the key is read to say so.
-const TYPE: &str = "service.beta.kubernetes.io/aws-load-balancer-type";
-/// `instance` is what weir does; `ip` cannot be had.
-const TARGET_TYPE: &str = "service.beta.kubernetes.io/aws-load-balancer-nlb-target-type";
-
-const HONOURED: [&str; 5] = [SCHEME, NAME, SUBNETS, RESOURCE_TAGS, SOURCE_RANGES];
-
-/// Keys, without [`PREFIX`], that the AWS Load Balancer Controller or AWS's cloud provider know and this release does
-/// not honour yet.
-const NOT_HONOURED: [&str; 42] = [
-    "aws-load-balancer-access-log-emit-interval",
-    "aws-load-balancer-access-log-enabled",
-    "aws-load-balancer-access-log-s3-bucket-name",
-    "aws-load-balancer-access-log-s3-bucket-prefix",
-    "aws-load-balancer-alpn-policy",
-    "aws-load-balancer-attributes",
-    "aws-load-balancer-backend-protocol",
-    "aws-load-balancer-connection-draining-enabled",
-    "aws-load-balancer-connection-draining-timeout",
-    "aws-load-balancer-connection-idle-timeout",
-    "aws-load-balancer-cross-zone-load-balancing-enabled",
-    "aws-load-balancer-disable-nlb-sg",
-    "aws-load-balancer-eip-allocations",
-    "aws-load-balancer-enable-icmp-for-path-mtu-discovery",
-    "aws-load-balancer-enable-prefix-for-ipv6-source-nat",
-    "aws-load-balancer-enable-tcp-udp-listener",
-    "aws-load-balancer-extra-security-groups",
-    "aws-load-balancer-healthcheck-healthy-threshold",
-    "aws-load-balancer-healthcheck-interval",
-    "aws-load-balancer-healthcheck-path",
-    "aws-load-balancer-healthcheck-port",
-    "aws-load-balancer-healthcheck-protocol",
-    "aws-load-balancer-healthcheck-success-codes",
-    "aws-load-balancer-healthcheck-timeout",
-    "aws-load-balancer-healthcheck-unhealthy-threshold",
-    "aws-load-balancer-inbound-sg-rules-on-private-link-traffic",
-    "aws-load-balancer-internal",
-    "aws-load-balancer-ip-address-type",
-    "aws-load-balancer-ipv6-addresses",
-    "aws-load-balancer-manage-backend-security-group-rules",
-    "aws-load-balancer-minimum-load-balancer-capacity",
-    "aws-load-balancer-multi-cluster-target-group",
-    "aws-load-balancer-private-ipv4-addresses",
-    "aws-load-balancer-proxy-protocol",
-    "aws-load-balancer-proxy-protocol-per-target-group",
-    "aws-load-balancer-quic-enabled-ports",
-    "aws-load-balancer-security-group-prefix-lists",
-    "aws-load-balancer-security-groups",
-    "aws-load-balancer-source-nat-ipv6-prefixes",
-    "aws-load-balancer-ssl-cert",
-    "aws-load-balancer-ssl-negotiation-policy",
-    "aws-load-balancer-ssl-ports",
-];
-/// The same for keys that end in a port or a protocol and port.
-const NOT_HONOURED_FAMILIES: [&str; 4] = [
-    "aws-load-balancer-listener-attributes.",
-    "aws-load-balancer-target-group-attributes",
-    "aws-load-balancer-target-node-labels",
-    "actions.",
-];
 
 /// One thing wrong with a Service, as the sentence its owner reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +61,19 @@ impl<'a> Annotations<'a> {
         parts.map(str::trim).filter(|part| !part.is_empty()).collect()
     }
 
+    /// A truth value, in the spellings of Go's `ParseBool`.
+    ///
+    /// # Errors
+    /// The sentence about anything else.
+    pub fn flag(self, key: &str) -> Result<Option<bool>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        match text {
+            "1" | "t" | "T" | "true" | "True" | "TRUE" => Ok(Some(true)),
+            "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(Some(false)),
+            _ => Err(Problem::new(key, text, "is no truth value", "true or false")),
+        }
+    }
+
     /// A map `k=v,k=v`. The first `=` splits, a backslash takes the next character literally, and a part without `=`,
     /// an empty key, a key given twice or a comma at the end is an error.
     ///
@@ -160,36 +105,29 @@ impl<'a> Annotations<'a> {
     /// Sentences about keys that will have no effect.
     pub fn warnings(self) -> Vec<String> {
         let mut unknown = vec![];
-        let mut ignored = vec![];
+        let mut not_yet = vec![];
         let mut sentences = vec![];
         for (key, value) in self.0 {
-            match key.as_str() {
-                TYPE if ["nlb", "nlb-ip", "external"].contains(&value.trim()) => {}
-                TYPE => sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides")),
-                TARGET_TYPE if value.trim() == "instance" => {}
-                TARGET_TYPE => {
-                    sentences.push(format!("{key}: {value:?} is not supported by weir and ignored; expected instance"));
+            match TABLE.iter().find(|row| row.covers(key)).map(|row| row.answer) {
+                _ if value.trim().is_empty() => {}
+                _ if key == TYPE && !["nlb", "nlb-ip", "external"].contains(&value.trim()) => {
+                    sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides"));
                 }
-                known if HONOURED.contains(&known) => {}
-                known if is_not_honoured(known) => ignored.push(known),
-                other if other.starts_with(BALANCER_PREFIX) => unknown.push(other),
-                _ => {}
+                Some(Answer::Honoured | Answer::Refused) => {}
+                Some(Answer::Ignored(why)) => sentences.push(format!("{key}: is ignored; it {why}")),
+                Some(Answer::NotYet) => not_yet.push(key.as_str()),
+                None if key.starts_with(BALANCER_PREFIX) => unknown.push(key.as_str()),
+                None => {}
             }
         }
-        if !ignored.is_empty() {
-            sentences.push(format!("not honoured by this release of weir: {}", ignored.join(", ")));
+        if !not_yet.is_empty() {
+            sentences.push(format!("not honoured by this release of weir: {}", not_yet.join(", ")));
         }
         if !unknown.is_empty() {
             sentences.push(format!("unknown and ignored: {}", unknown.join(", ")));
         }
         sentences
     }
-}
-
-fn is_not_honoured(key: &str) -> bool {
-    key.strip_prefix(PREFIX).is_some_and(|rest| {
-        NOT_HONOURED.contains(&rest) || NOT_HONOURED_FAMILIES.iter().any(|family| rest.starts_with(family))
-    })
 }
 
 /// Parts between separators that no backslash precedes; the backslashes stay.
@@ -267,15 +205,21 @@ mod tests {
         annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-ssl-cert", "arn"));
         annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-target-group-attributes.80", "a=b"));
         annotations.extend(with(TYPE, "classic"));
-        annotations.extend(with(TARGET_TYPE, "ip"));
         annotations.extend(with("example.com/mine", "1"));
         let warnings = Annotations(&annotations).warnings().join("\n");
-        for part in ["shceme", "ssl-cert", "attributes.80", "\"classic\" is ignored", "\"ip\" is not supported"] {
+        for part in ["shceme", "ssl-cert", "attributes.80", "\"classic\" is ignored"] {
             assert!(warnings.contains(part), "{part} in {warnings}");
         }
         assert!(!warnings.contains("example.com"));
         let fine = with(SCHEME, "internal");
         assert!(Annotations(&fine).warnings().is_empty());
+    }
+
+    #[test]
+    fn each_key_has_one_row() {
+        for row in TABLE {
+            assert_eq!(TABLE.iter().filter(|other| other.covers(row.key)).count(), 1, "{}", row.key);
+        }
     }
 
     proptest! {

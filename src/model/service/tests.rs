@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::model::annotation;
 
 fn service(spec: serde_json::Value, annotations: &[(&str, &str)]) -> Service {
     let annotations: BTreeMap<_, _> = annotations.iter().copied().collect();
@@ -56,6 +57,24 @@ fn scheme() {
     assert_eq!(
         parse(&service(one_port(), &[(annotation::SCHEME, " internal ")])).unwrap().scheme,
         Some(Scheme::Internal)
+    );
+}
+
+#[test]
+fn the_older_spelling_of_the_scheme() {
+    let scheme = |annotations: &[_]| parse(&service(one_port(), annotations)).unwrap().scheme;
+    assert_eq!(scheme(&[(annotation::INTERNAL, "True")]), Some(Scheme::Internal));
+    assert_eq!(scheme(&[(annotation::INTERNAL, "0")]), Some(Scheme::InternetFacing));
+    let agreeing = [(annotation::INTERNAL, "true"), (annotation::SCHEME, "internal")];
+    assert_eq!(scheme(&agreeing), Some(Scheme::Internal));
+    assert_eq!(
+        sentence(one_port(), &[(annotation::INTERNAL, "yes")]),
+        "service.beta.kubernetes.io/aws-load-balancer-internal: \"yes\" is no truth value; expected true or false"
+    );
+    assert_eq!(
+        sentence(one_port(), &[(annotation::INTERNAL, "false"), (annotation::SCHEME, "internal")]),
+        "service.beta.kubernetes.io/aws-load-balancer-internal: \"false\" contradicts the scheme internal; expected \
+         one of the two, as in service.beta.kubernetes.io/aws-load-balancer-scheme"
     );
 }
 

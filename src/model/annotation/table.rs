@@ -1,0 +1,150 @@
+//! The table: every key, its values, and what becomes of them.
+
+/// A key of the table, whole.
+macro_rules! key {
+    ($name:literal) => {
+        concat!("service.beta.kubernetes.io/", $name)
+    };
+}
+
+/// `internal` or `internet-facing`.
+pub const SCHEME: &str = key!("aws-load-balancer-scheme");
+/// `true` for `internal`: an older spelling of [`SCHEME`].
+pub const INTERNAL: &str = key!("aws-load-balancer-internal");
+/// The load balancer's name.
+pub const NAME: &str = key!("aws-load-balancer-name");
+/// Ids or names of subnets.
+pub const SUBNETS: &str = key!("aws-load-balancer-subnets");
+/// Tags for every resource of the Service.
+pub const RESOURCE_TAGS: &str = key!("aws-load-balancer-additional-resource-tags");
+/// Source ranges; `spec.loadBalancerSourceRanges` goes before it.
+pub const SOURCE_RANGES: &str = key!("load-balancer-source-ranges");
+/// Which controller should take the Service. With weir the class alone decides; the key is read to say so.
+pub const TYPE: &str = key!("aws-load-balancer-type");
+/// `instance` is what weir does; `ip` cannot be had.
+pub const TARGET_TYPE: &str = key!("aws-load-balancer-nlb-target-type");
+
+/// What weir does with a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Its value is parsed and takes effect.
+    Honoured,
+    /// Its value has no effect; the sentence says so in a warning.
+    Ignored(&'static str),
+    /// A value other than the default is refused.
+    Refused,
+    /// Known to others, and not to this release yet: a warning.
+    NotYet,
+}
+
+/// How a change of the value reaches a load balancer that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// In place.
+    InPlace,
+    /// The listener is changed in place.
+    Listener,
+    /// A new target group takes over, then the old one goes.
+    TargetGroup,
+    /// Another load balancer, with another DNS name, takes over.
+    Replace,
+    /// Refused; what is running stays.
+    Never,
+    /// It has no effect in AWS.
+    Nothing,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The key, whole. One that ends in a dot is the beginning of a family of keys that end in a port, or in a protocol
+    /// and a port.
+    pub key: &'static str,
+    /// Grammar or allowed values, for people.
+    pub value: &'static str,
+    /// What holds where the key is absent or empty.
+    pub default: &'static str,
+    /// API operation and field that the value reaches.
+    pub effect: &'static str,
+    /// How a change is applied.
+    pub change: Change,
+    /// What weir does with it.
+    pub answer: Answer,
+}
+
+impl Row {
+    /// Whether an annotation with this key is the row's.
+    pub fn covers(&self, key: &str) -> bool {
+        if self.key.ends_with('.') { key.starts_with(self.key) } else { key == self.key }
+    }
+}
+
+const fn row(
+    key: &'static str,
+    value: &'static str,
+    default: &'static str,
+    effect: &'static str,
+    change: Change,
+    answer: Answer,
+) -> Row {
+    Row { key, value, default, effect, change, answer }
+}
+
+/// Every key that the AWS Load Balancer Controller or AWS's cloud provider reads of a Service.
+#[rustfmt::skip] // A row a line.
+pub const TABLE: &[Row] = &[
+    row(TYPE, "`nlb`, `external` or `nlb-ip`", "", "none: the class decides", Change::Nothing, Answer::Honoured),
+    row(TARGET_TYPE, "`instance`", "`instance`", "CreateTargetGroup·TargetType", Change::Never, Answer::Honoured),
+    row(NAME, "1 to 32 letters, digits and hyphens", "generated", "CreateLoadBalancer·Name", Change::Never, Answer::Honoured),
+    row(SCHEME, "`internal` or `internet-facing`", "`internet-facing` (`--default-scheme`)", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
+    row(INTERNAL, "boolean; an older spelling of aws-load-balancer-scheme", "", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
+    row(key!("aws-load-balancer-ip-address-type"), "`ipv4` or `dualstack`", "`ipv4`", "CreateLoadBalancer, SetIpAddressType", Change::InPlace, Answer::NotYet),
+    row(SUBNETS, "list of subnet ids or `Name` tags", "discovered", "CreateLoadBalancer, SetSubnets", Change::InPlace, Answer::Honoured),
+    row(key!("aws-load-balancer-eip-allocations"), "list of allocation ids, one per subnet", "", "SubnetMappings·AllocationId", Change::Never, Answer::NotYet),
+    row(key!("aws-load-balancer-private-ipv4-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·PrivateIPv4Address", Change::Never, Answer::NotYet),
+    row(key!("aws-load-balancer-ipv6-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·IPv6Address", Change::Never, Answer::NotYet),
+    row(key!("aws-load-balancer-enable-prefix-for-ipv6-source-nat"), "`on` or `off`", "`off`", "CreateLoadBalancer, SetSubnets·EnablePrefixForIpv6SourceNat", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-source-nat-ipv6-prefixes"), "list of `auto_assigned` or /80 prefixes, one per subnet", "`auto_assigned`", "SubnetMappings·SourceNatIpv6Prefix", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-attributes"), "map", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-cross-zone-load-balancing-enabled"), "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-access-log-enabled"), "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-access-log-s3-bucket-name"), "name of a bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-access-log-s3-bucket-prefix"), "prefix in the bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-minimum-load-balancer-capacity"), "`CapacityUnits=<number>`", "`CapacityUnits=0`", "ModifyCapacityReservation", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-ssl-cert"), "list of certificate ARNs; the first is the default", "no TLS", "CreateListener·Certificates, AddListenerCertificates", Change::Listener, Answer::NotYet),
+    row(key!("aws-load-balancer-ssl-ports"), "list of port names or numbers, or `*`", "all TCP ports", "CreateListener·Protocol", Change::Listener, Answer::NotYet),
+    row(key!("aws-load-balancer-ssl-negotiation-policy"), "name of a security policy", "`ELBSecurityPolicy-2016-08`", "CreateListener·SslPolicy", Change::Listener, Answer::NotYet),
+    row(key!("aws-load-balancer-backend-protocol"), "`tcp` or `ssl`", "`tcp`", "CreateTargetGroup·Protocol", Change::TargetGroup, Answer::NotYet),
+    row(key!("aws-load-balancer-alpn-policy"), "`None`, `HTTP1Only`, `HTTP2Only`, `HTTP2Optional` or `HTTP2Preferred`", "`None`", "CreateListener·AlpnPolicy", Change::Listener, Answer::NotYet),
+    row(key!("aws-load-balancer-listener-attributes."), "map; the key ends in `<PROTOCOL>-<port>`", "AWS's defaults", "ModifyListenerAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-enable-tcp-udp-listener"), "boolean", "`true`", "CreateListener·Protocol", Change::Listener, Answer::NotYet),
+    row(key!("aws-load-balancer-quic-enabled-ports"), "not supported", "", "none", Change::Nothing, Answer::NotYet),
+    row(key!("actions."), "not supported", "", "none", Change::Nothing, Answer::NotYet),
+    row(key!("aws-load-balancer-target-group-attributes"), "map", "AWS's defaults", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-target-group-attributes."), "map; the key ends in a port of the Service", "those for all ports", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-proxy-protocol"), "`*`", "off", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-proxy-protocol-per-target-group"), "list of port numbers", "", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-protocol"), "`tcp`, `http` or `https`", "`http`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-port"), "`traffic-port`, a number, or the name of a port of the Service", "10256; under policy Local the healthCheckNodePort", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-path"), "path that begins with `/`", "`/healthz`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-success-codes"), "codes or ranges between 200 and 599", "`200-399`", "CreateTargetGroup, ModifyTargetGroup·Matcher", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-interval"), "5 to 300 seconds", "10", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-timeout"), "2 to 120 seconds", "6", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-healthy-threshold"), "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-healthcheck-unhealthy-threshold"), "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-target-node-labels"), "map of node labels", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-multi-cluster-target-group"), "`false`", "`false`", "none", Change::Nothing, Answer::NotYet),
+    row(SOURCE_RANGES, "list of CIDR blocks", "`0.0.0.0/0`; with dualstack also `::/0`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
+    row(key!("aws-load-balancer-security-group-prefix-lists"), "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-security-groups"), "list of group ids or `Name` tags", "a group of the Service's own", "CreateLoadBalancer, SetSecurityGroups", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-manage-backend-security-group-rules"), "boolean", "`true`; with own groups `false`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-inbound-sg-rules-on-private-link-traffic"), "`on` or `off`", "`on`", "SetSecurityGroups", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-enable-icmp-for-path-mtu-discovery"), "`on` or `off`", "`off`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::NotYet),
+    row(key!("aws-load-balancer-disable-nlb-sg"), "`false`", "`false`", "none", Change::Never, Answer::NotYet),
+    row(RESOURCE_TAGS, "map", "", "AddTags, RemoveTags, CreateTags, DeleteTags", Change::InPlace, Answer::Honoured),
+    row(key!("aws-load-balancer-access-log-emit-interval"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),
+    row(key!("aws-load-balancer-connection-draining-enabled"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),
+    row(key!("aws-load-balancer-connection-draining-timeout"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),
+    row(key!("aws-load-balancer-connection-idle-timeout"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only; see aws-load-balancer-listener-attributes")),
+    row(key!("aws-load-balancer-extra-security-groups"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),
+];
