@@ -5,7 +5,8 @@
     benches/data_plane.py --rounds 1 --seconds 10   a first look
 
 One client host, two nodes, pods on both, all in network namespaces of this machine. Through a NodePort of node-a to a pod
-on node-b (remote) and to one on node-a (local), and directly to the same pods:
+on node-b (remote) and to one on node-a (local), directly to the same pods, and to the remote pod by way of node-a with no
+address translated ("routed": what the detour alone costs, and so the most that any proxy on node-a can reach):
 
     new       new connections a second of one busy client, 32 at a time, closed by the server
     equal     64 client addresses that use the same source port at the same moment, 150 times: how many connections
@@ -29,7 +30,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +49,7 @@ PROXIES = {
     "kube-proxy iptables": ("kube-proxy", {"mode": "iptables"}),
 }
 DIRECT = "direct"
+ROUTED = "routed"
 CLIENTS = 64
 ROUNDS = 150
 
@@ -87,6 +90,24 @@ class Ways:
                 self.ends[name, place] = (rig, node, service.node_port())
                 if name == "weir":
                     self.ends[DIRECT, place] = (rig, pod.address(4), 8081)
+                    if place == "remote":
+                        self.ends[ROUTED, place] = (rig, pod.address(4), 8081)
+
+    @contextmanager
+    def detour(self, name: str) -> Iterator[None]:
+        """For the routed way, packets to and from the remote pod pass node-a, as translated ones do."""
+        if name != ROUTED:
+            yield
+            return
+        rig = self.ends[ROUTED, "remote"][0]
+        ends = (rig.outside, rig.b1.address(4)), (rig.node_b, rig.outside.address(4))
+        for host, address in ends:
+            host.route(address, rig.node_a)
+        try:
+            yield
+        finally:
+            for host, address in ends:
+                host.unroute(address)
 
     @staticmethod
     def _reply(rig: Rig, name: str, place: str) -> tuple[str, str]:
@@ -103,12 +124,13 @@ def traffic(options: argparse.Namespace, directory: Path) -> None:
         base = 20000
         for round in range(options.rounds):
             for (name, place), (rig, address, port) in ways.ends.items():
-                new = wrk(rig.outside, address, port, options.seconds, "-H", "Connection: close")
-                kept = wrk(rig.outside, address, port, max(options.seconds // 4, 3))
+                with ways.detour(name):
+                    new = wrk(rig.outside, address, port, options.seconds, "-H", "Connection: close")
+                    kept = wrk(rig.outside, address, port, max(options.seconds // 4, 3))
                 results[name, place, "new"].append(new)
                 results[name, place, "kept"].append(kept)
                 say(f"round {round + 1}: {name}, {place} pod: {new:.0f} new connections/s, {kept:.0f} requests/s")
-                if place == "remote":
+                if place == "remote" and name != ROUTED:
                     slow[name, place].append(equal_ports(rig, address, port, base))
                     base += ROUNDS + 50
                     say(f"  equal source ports: {slow[name, place][-1]}")

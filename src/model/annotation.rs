@@ -107,17 +107,15 @@ impl<'a> Annotations<'a> {
         let mut unknown = vec![];
         let mut not_yet = vec![];
         let mut sentences = vec![];
-        for (key, value) in self.0 {
+        for (key, value) in self.0.iter().filter(|(_, value)| !value.trim().is_empty()) {
+            if key == TYPE && !["nlb", "nlb-ip", "external"].contains(&value.trim()) {
+                sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides"));
+            }
             match TABLE.iter().find(|row| row.covers(key)).map(|row| row.answer) {
-                _ if value.trim().is_empty() => {}
-                _ if key == TYPE && !["nlb", "nlb-ip", "external"].contains(&value.trim()) => {
-                    sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides"));
-                }
-                Some(Answer::Honoured | Answer::Refused) => {}
                 Some(Answer::Ignored(why)) => sentences.push(format!("{key}: is ignored; it {why}")),
                 Some(Answer::NotYet) => not_yet.push(key.as_str()),
                 None if key.starts_with(BALANCER_PREFIX) => unknown.push(key.as_str()),
-                None => {}
+                Some(Answer::Honoured | Answer::Refused) | None => {}
             }
         }
         if !not_yet.is_empty() {

@@ -30,7 +30,7 @@ pub(super) fn parse_source_ranges(
                 ));
             }
             Err(_) => {
-                problems.push(Problem::new(field, text, "is no address range", "CIDR blocks such as 192.0.2.0/24"))
+                problems.push(Problem::new(field, text, "is no address range", "CIDR blocks such as 192.0.2.0/24"));
             }
         }
     }

@@ -1,4 +1,4 @@
-use k8s_openapi::api::core::v1::ServiceSpec as KubernetesSpec;
+use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec as KubernetesSpec};
 use proptest::prelude::*;
 use serde_json::json;
 
