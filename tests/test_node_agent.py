@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import netns, proxies
+from sandbox import netns, proxies, segments
 from sandbox.fabric import Host
 from sandbox.rig import Rig, soon
 from sandbox.weir import binary
@@ -257,6 +257,31 @@ def test_a_node_of_ours_has_room_for_connections_and_is_liberal_with_windows(rig
         for name in ("be_liberal", "timeout_established", "timeout_close_wait")
     }
     assert values == {"be_liberal": "1", "timeout_established": "86400", "timeout_close_wait": "3600"}
+
+
+@pytest.mark.parametrize("liberal", [True, False], ids=["as weir sets it", "as the kernel has it"])
+def test_a_segment_out_of_the_window_is_translated_if_the_node_is_liberal(rig: Rig, liberal: bool) -> None:
+    """P66, kubernetes#74839: untranslated, it would come from an address that the client never called."""
+    service = rig.service([rig.a1], type="NodePort")
+    address, port = rig.node_a.address(4), service.node_port()
+    rig.expect(rig.outside, address, port, ("a1", "outside"))
+    question = rig.question(rig.outside)
+    rig.node_a.namespace.sysctl(netfilter__nf_conntrack_tcp_be_liberal=int(liberal))
+    try:
+        with (
+            segments.sniffer(rig.a1) as at_pod,
+            segments.sniffer(rig.outside) as at_client,
+            question.open(address, port) as flow,
+        ):
+            question.on(flow)
+            asked = next(segment for segment in segments.seen(at_pod) if segment.payload and segment.target == 8080)
+            segments.seen(at_client)
+            segments.send(rig.a1, asked.answer(beyond=1_000_000))
+            time.sleep(0.3)
+            sources = {segment.source for segment in segments.seen(at_client)}
+            assert sources == {address if liberal else rig.a1.address(4)}
+    finally:
+        rig.node_a.namespace.sysctl(netfilter__nf_conntrack_tcp_be_liberal=1)
 
 
 def test_node_ports_follow_the_nodes_addresses(rig: Rig) -> None:

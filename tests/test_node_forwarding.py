@@ -5,6 +5,7 @@ Every test runs with each service proxy on real nodes; P-numbers are those of th
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from sandbox.wire import DROPPED, PROTOCOLS, REFUSED, Server, chi_square_exceeds
 #: Chi-square of 2 degrees of freedom (three endpoints) that chance exceeds once in a thousand.
 RARE = 13.8
 
+IPPROTO_SCTP = 132
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 LOCAL = {"externalTrafficPolicy": "Local"}
 
@@ -53,6 +55,26 @@ def seen(rig: Rig, source: Host, kind: str, policy: str) -> list[tuple[str, str]
         return [("a1", name), ("b1", name)] if source is rig.caller else [("a1", name)]
     local = ("a1", name if rig.improved(KEPT) else "node-a")
     return [local] if policy == "Local" else [local, ("b1", "node-a")]
+
+
+def test_sctp(rig: Rig) -> None:
+    """P1: the third protocol, to a local and to a remote endpoint."""
+    try:
+        listeners = [pod.namespace.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP) for pod in (rig.a1, rig.b1)]
+    except OSError as error:
+        pytest.skip(f"this kernel has no SCTP sockets: {error.strerror}")
+    for pod, listener in zip((rig.a1, rig.b1), listeners, strict=True):
+        with listener:
+            listener.bind((pod.address(4), 8080))
+            listener.listen()
+            service = rig.service([pod], type="NodePort", ports=[Port(protocol="SCTP")])
+            with rig.outside.namespace.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP) as client:
+                client.settimeout(5)
+                soon(lambda: client.connect((rig.node_a.address(4), service.node_port())))  # noqa: B023
+                client.sendall(b"hello")
+                accepted, _ = listener.accept()
+                with accepted:
+                    assert accepted.recv(16) == b"hello"
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])

@@ -14,7 +14,6 @@ use super::kernel::{Applied, Error, Table};
 use super::metrics::{NodeMetrics, SyncKind, TrafficPolicy as Policy};
 use super::programme::{PortName, Programme, Rank};
 use super::ruleset::{Contribution, Facts, Order, fixed_chains};
-use super::service::TrafficPolicy;
 use crate::model::id::ServiceKey;
 use crate::netfilter::Family;
 use crate::netfilter::object::{Backend, Frontend, Key, PortId, Protocol};
@@ -230,12 +229,10 @@ impl Agent {
         self.metrics.services.set(i64::try_from(services).unwrap_or(i64::MAX));
         let endpoints: usize = self.halves.iter().map(|half| half.programme.endpoints()).sum();
         self.metrics.endpoints.set(i64::try_from(endpoints).unwrap_or(i64::MAX));
-        let without = |policy: fn(&super::service::Service) -> TrafficPolicy| {
-            let local = self.index.services().filter(|(_, service)| policy(service) == TrafficPolicy::Local);
-            i64::try_from(local.filter(|(key, _)| self.index.lacks_local(key)).count()).unwrap_or(i64::MAX)
-        };
-        self.metrics.set_without_local_endpoints(Policy::External, without(|service| service.external_policy));
-        self.metrics.set_without_local_endpoints(Policy::Internal, without(|service| service.internal_policy));
+        let lacking = self.index.lacking();
+        for (policy, services) in [(Policy::External, lacking.external), (Policy::Internal, lacking.internal)] {
+            self.metrics.set_without_local_endpoints(policy, i64::try_from(services).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use k8s_openapi::api::{core, discovery};
 
 use super::endpoint::{Choice, Slice, choose, count_local};
 use super::health_check_port::HealthCheck;
+use super::local::{Lacking, Locals};
 use super::programme::{PortName, Rank};
 use super::ruleset::{Contribution, Facts, Order, contribute, port_id};
 use super::service::{Mode, Port, Service, key};
@@ -24,13 +25,14 @@ pub struct Index {
     /// To which Service a slice belonged when it was seen last.
     belongs: HashMap<ServiceKey, ServiceKey>,
     changed: BTreeSet<ServiceKey>,
+    locals: Locals,
 }
 
 impl Index {
     /// An empty one, for a node.
     pub fn new(node: String, mode: Mode, external_ips: bool) -> Self {
-        let (services, slices, belongs) = <_>::default();
-        Self { node, mode, external_ips, services, slices, belongs, changed: BTreeSet::new() }
+        let (services, slices, belongs, changed, locals) = <_>::default();
+        Self { node, mode, external_ips, services, slices, belongs, changed, locals }
     }
 
     /// A Service was made or changed.
@@ -40,7 +42,7 @@ impl Index {
             Some(service) => {
                 if self.services.get(&key) != Some(&service) {
                     self.services.insert(key.clone(), service);
-                    self.changed.insert(key);
+                    self.touch(key);
                 }
             }
             None => self.delete_service(&key),
@@ -50,7 +52,7 @@ impl Index {
     /// A Service is gone.
     pub fn delete_service(&mut self, key: &ServiceKey) {
         if self.services.remove(key).is_some() {
-            self.changed.insert(key.clone());
+            self.touch(key.clone());
         }
     }
 
@@ -81,7 +83,7 @@ impl Index {
             }
         }
         self.belongs.insert(name, service.clone());
-        self.changed.insert(service);
+        self.touch(service);
     }
 
     /// A slice is gone.
@@ -93,7 +95,7 @@ impl Index {
                 self.slices.remove(&service);
             }
         }
-        self.changed.insert(service);
+        self.touch(service);
     }
 
     /// All slices have been listed: others are gone.
@@ -161,17 +163,23 @@ impl Index {
 
     /// The health checks to answer, by port.
     pub fn health_checks(&self) -> BTreeMap<u16, HealthCheck> {
-        let checked = self.services.iter().filter_map(|(key, service)| {
-            let port = service.health_check_port?;
-            let local_endpoints = count_local(self.slices_of(key));
-            Some((port, HealthCheck { service: key.clone(), uid: service.uid.clone(), local_endpoints }))
-        });
-        checked.collect()
+        self.locals.checks()
     }
 
-    /// Whether a Service has endpoints, but no ready one on our node.
-    pub fn lacks_local(&self, key: &ServiceKey) -> bool {
-        self.slices.contains_key(key) && count_local(self.slices_of(key)) == 0
+    /// Whether [`Index::health_checks`] has changed since this was asked last.
+    pub const fn take_health_checks_changed(&mut self) -> bool {
+        self.locals.take_checks_changed()
+    }
+
+    /// How many Services have endpoints, but no ready one on our node, where their policy asks for one.
+    pub const fn lacking(&self) -> Lacking {
+        self.locals.lacking()
+    }
+
+    fn touch(&mut self, key: ServiceKey) {
+        let local = self.slices.contains_key(&key).then(|| count_local(self.slices_of(&key)));
+        self.locals.set(&key, self.services.get(&key), local);
+        self.changed.insert(key);
     }
 
     fn slices_of(&self, key: &ServiceKey) -> impl Iterator<Item = &Slice> {

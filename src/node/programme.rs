@@ -128,6 +128,8 @@ pub struct Programme {
     structure: Structure,
     /// Chains of `structure` that the kernel does not have: if they go before they are made, nothing is to be deleted.
     unmade: BTreeSet<Target>,
+    /// Endpoints of all Service ports.
+    endpoints: usize,
 }
 
 impl Programme {
@@ -155,6 +157,9 @@ impl Programme {
             }
         }
         self.restructure(before.iter().map(|(_, made)| made), ports.values());
+        let count = |made: &Contribution| made.order.low.len().max(made.order.high.len());
+        self.endpoints += ports.values().map(|(_, made)| count(made)).sum::<usize>();
+        self.endpoints -= before.iter().map(|(_, (_, made))| count(made)).sum::<usize>();
         if !ports.is_empty() {
             self.services.insert(service.clone(), ports.into_iter().collect());
         }
@@ -173,8 +178,8 @@ impl Programme {
     }
 
     /// Endpoints of all Service ports.
-    pub fn endpoints(&self) -> usize {
-        self.contributions().map(|made| made.order.low.len().max(made.order.high.len())).sum()
+    pub const fn endpoints(&self) -> usize {
+        self.endpoints
     }
 
     /// What an element is to be.

@@ -122,6 +122,7 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
         ports: HealthCheckPorts::new(health.clone()),
         events: Events::new(client, settings.node_name.clone()),
         complained: BTreeSet::new(),
+        listening: BTreeSet::new(),
         started: Timestamp::now(),
         triggers: Vec::new(),
         last_sync: None,
@@ -348,6 +349,8 @@ struct Driver {
     ports: HealthCheckPorts,
     events: Events,
     complained: BTreeSet<ServiceKey>,
+    /// Addresses at which the health checks of Services were answered last.
+    listening: BTreeSet<IpAddr>,
     started: Timestamp,
     /// When changes were made that the next sync carries to the kernel.
     triggers: Vec<Timestamp>,
@@ -526,6 +529,10 @@ impl Driver {
     async fn open_health_checks(&mut self) {
         let selected = &self.agent.facts.node_port_addresses;
         let addresses = self.settings.nodeport_addresses.listen_on(selected);
+        let changed = self.agent.index.take_health_checks_changed() || addresses != self.listening;
+        if !changed && self.complained.is_empty() {
+            return;
+        }
         let failures = self.ports.reconcile(&addresses, self.agent.index.health_checks()).await;
         let failed: BTreeSet<_> = failures.iter().map(|failure| failure.service.clone()).collect();
         for failure in failures {
@@ -536,6 +543,7 @@ impl Driver {
             }
         }
         self.complained = failed;
+        self.listening = addresses;
     }
 
     fn tell(&self, service: &ServiceKey, uid: String, note: String) {

@@ -68,9 +68,9 @@ class Namespace:
         """The result of `action`, run by a thread inside: the sockets it makes are the namespace's."""
         return self._inside.submit(action).result()
 
-    def socket(self, family: int, kind: int) -> socket.socket:
+    def socket(self, family: int, kind: int, protocol: int = -1) -> socket.socket:
         """A socket of this namespace, which any thread may use."""
-        return self.call(lambda: socket.socket(family, kind))
+        return self.call(lambda: socket.socket(family, kind, protocol))
 
     def run(self, *command: str | Path, stdin: str | None = None) -> str:
         """Runs a command inside and returns its output; a failure raises with what it said."""
