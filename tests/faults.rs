@@ -18,7 +18,7 @@ use weir::aws::Aws;
 use weir::aws::classify::{AwsError, Class};
 use weir::controller::account::{Account, StepError};
 use weir::controller::apply::apply;
-use weir::controller::desired::{DesiredTargetGroup, Policy};
+use weir::controller::desired::{DesiredBalancer, DesiredTargetGroup, Policy};
 use weir::controller::drift::{Rotation, check};
 use weir::controller::facts::{Facts, NodeGroups};
 use weir::controller::observed::{BalancerState, HealthCheck};
@@ -27,7 +27,7 @@ use weir::metrics::Metrics;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
 use weir::model::name;
 use weir::model::ownership::{Owner, Role, Tags, service_tags, with_cluster_uid};
-use weir::model::service::{Protocol, Scheme};
+use weir::model::service::{AddressType, Protocol, Scheme};
 use wiremock::matchers::any;
 use wiremock::{Match, Mock, MockServer, Request, Respond, ResponseTemplate};
 
@@ -448,7 +448,15 @@ fn delete_target_group() -> Step {
 fn create_balancer() -> Step {
     let subnets = [("us-east-1a".into(), "subnet-1".into())].into();
     let tags = tags_of(Role::Balancer);
-    Step::CreateBalancer { name: "lb".into(), scheme: Scheme::InternetFacing, subnets, groups: vec!["sg".into()], tags }
+    Step::CreateBalancer(DesiredBalancer {
+        name: "lb".into(),
+        scheme: Scheme::InternetFacing,
+        address_type: AddressType::Ipv4,
+        subnets,
+        groups: vec!["sg".into()],
+        group_ids: BTreeSet::new(),
+        tags,
+    })
 }
 
 fn create_group() -> Step {

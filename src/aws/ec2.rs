@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{
-    Filter, IpPermission, IpRange, Ipv6Range, PrefixListId, Reservation, ResourceType, SecurityGroup as SdkGroup, Tag,
-    TagSpecification, UserIdGroupPair,
+    Filter, IpPermission, IpRange, Ipv6Range, PrefixListId, Reservation, ResourceType, SecurityGroup as SdkGroup,
+    SubnetCidrBlockStateCode, Tag, TagSpecification, UserIdGroupPair,
 };
 use ipnet::IpNet;
 
@@ -94,8 +94,14 @@ impl Aws {
                 let is_plain = zone
                     .strip_prefix(self.region())
                     .is_some_and(|rest| rest.len() == 1 && rest.bytes().all(|letter| letter.is_ascii_lowercase()));
+                let v6 = shown.ipv6_cidr_block_association_set().iter().filter(|association| {
+                    let state = association.ipv6_cidr_block_state().and_then(|state| state.state());
+                    state.is_none_or(|state| *state == SubnetCidrBlockStateCode::Associated)
+                });
+                let ranges = v6.filter_map(|association| association.ipv6_cidr_block()).chain(shown.cidr_block());
                 let subnet = Subnet {
                     zone: zone.into(),
+                    ranges: ranges.filter_map(|range| range.parse().ok()).collect(),
                     in_availability_zone: is_plain && shown.outpost_arn().is_none(),
                     free_addresses: shown.available_ip_address_count().unwrap_or_default(),
                     is_public: public.by_subnet.get(id).copied().unwrap_or(public.main),

@@ -10,13 +10,13 @@ use aws_sdk_elasticloadbalancingv2::types::{
 
 use super::classify::{AwsError, Class};
 use super::{Aws, call};
-use crate::controller::desired::DesiredTargetGroup;
+use crate::controller::desired::{DesiredBalancer, DesiredTargetGroup};
 use crate::controller::observed::{Balancer, BalancerState, HealthCheck, Intent, Listener, TargetGroup};
 use crate::model::id::{
     InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
 use crate::model::ownership::Tags;
-use crate::model::service::{Protocol, Scheme};
+use crate::model::service::{AddressType, Protocol, Scheme};
 
 /// Largest page of the listings (ELB API).
 const PAGE: i32 = 400;
@@ -189,30 +189,28 @@ impl Aws {
     /// As of CreateLoadBalancer.
     pub async fn create_balancer(
         &self,
-        name: &str,
-        scheme: Scheme,
-        subnets: &BTreeMap<Zone, SubnetId>,
+        desired: &DesiredBalancer,
         groups: &[SecurityGroupId],
-        tags: &Tags,
     ) -> Result<Balancer, AwsError> {
         let action = "elasticloadbalancing:CreateLoadBalancer";
+        let name = desired.name.as_str();
         let request = self
             .elb
             .create_load_balancer()
             .name(name)
             .r#type(LoadBalancerTypeEnum::Network)
-            .scheme(match scheme {
+            .scheme(match desired.scheme {
                 Scheme::Internal => LoadBalancerSchemeEnum::Internal,
                 Scheme::InternetFacing => LoadBalancerSchemeEnum::InternetFacing,
             })
-            .ip_address_type(IpAddressType::Ipv4)
-            .set_subnet_mappings(Some(subnets.values().map(mapping).collect()))
+            .ip_address_type(address_type(desired.address_type))
+            .set_subnet_mappings(Some(desired.subnets.values().map(mapping).collect()))
             .set_security_groups(Some(groups.iter().map(ToString::to_string).collect()))
-            .set_tags(Some(write_tags(tags)));
+            .set_tags(Some(write_tags(&desired.tags)));
         let answer = call!(self.write, "elasticloadbalancing:CreateLoadBalancer", name, request)?;
         let made = answer.load_balancers().first().and_then(balancer);
         let mut made = made.ok_or_else(|| AwsError::incomplete(action, name))?;
-        made.tags = tags.clone();
+        made.tags = desired.tags.clone();
         made.listeners = Some(BTreeMap::new());
         Ok(made)
     }
@@ -225,6 +223,16 @@ impl Aws {
         let ids = groups.iter().map(ToString::to_string).collect();
         let request = self.elb.set_security_groups().load_balancer_arn(arn.as_str()).set_security_groups(Some(ids));
         call!(self.write, "elasticloadbalancing:SetSecurityGroups", arn.as_str(), request).map(drop)
+    }
+
+    /// Sets the IP families of a load balancer's clients.
+    ///
+    /// # Errors
+    /// As of SetIpAddressType.
+    pub async fn set_address_type(&self, arn: &LoadBalancerArn, wanted: AddressType) -> Result<(), AwsError> {
+        let request =
+            self.elb.set_ip_address_type().load_balancer_arn(arn.as_str()).ip_address_type(address_type(wanted));
+        call!(self.write, "elasticloadbalancing:SetIpAddressType", arn.as_str(), request).map(drop)
     }
 
     /// Sets the subnets of a load balancer.
@@ -462,6 +470,10 @@ fn balancer(shown: &LoadBalancer) -> Option<Balancer> {
             LoadBalancerSchemeEnum::Internal => Scheme::Internal,
             _ => Scheme::InternetFacing,
         },
+        address_type: match shown.ip_address_type() {
+            Some(IpAddressType::Dualstack) => AddressType::Dualstack,
+            _ => AddressType::Ipv4,
+        },
         state,
         subnets: zones.filter_map(|zone| Some((zone.zone_name()?.into(), zone.subnet_id()?.into()))).collect(),
         groups: shown.security_groups().iter().map(SecurityGroupId::from).collect(),
@@ -520,6 +532,13 @@ fn protocol(protocol: Protocol) -> ProtocolEnum {
         Protocol::Tcp => ProtocolEnum::Tcp,
         Protocol::Udp => ProtocolEnum::Udp,
         Protocol::TcpUdp => ProtocolEnum::TcpUdp,
+    }
+}
+
+fn address_type(address_type: AddressType) -> IpAddressType {
+    match address_type {
+        AddressType::Ipv4 => IpAddressType::Ipv4,
+        AddressType::Dualstack => IpAddressType::Dualstack,
     }
 }
 

@@ -614,16 +614,17 @@ fn step_subject(step: &Step) -> &str {
     match step {
         Step::CreateGroup { name, .. }
         | Step::DeleteGroup { name, .. }
-        | Step::CreateBalancer { name, .. }
         | Step::DeleteBalancer { name, .. }
         | Step::DeleteTargetGroup { name, .. } => name,
         Step::Authorize { group, .. } | Step::Revoke { group, .. } => group,
         Step::AuthorizeNodes { group, .. } | Step::RevokeNodes { group, .. } => group.as_str(),
         Step::SetGroups { balancer, .. }
+        | Step::SetAddressType { balancer, .. }
         | Step::SetSubnets { balancer, .. }
         | Step::CreateListener { balancer, .. }
         | Step::ModifyListener { balancer, .. }
         | Step::DeleteListener { balancer, .. } => balancer,
+        Step::CreateBalancer(balancer) => &balancer.name,
         Step::CreateTargetGroup(group) => &group.name,
         Step::ModifyHealthCheck { target_group, .. } | Step::Intend { target_group, .. } => target_group,
         Step::Tag { resource, .. } | Step::Untag { resource, .. } => resource.name(),

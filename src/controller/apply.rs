@@ -28,7 +28,7 @@ pub async fn apply(account: &Account, step: &Step) -> Result<(), StepError> {
     account.state().record(step, outcome);
     match step {
         Step::CreateTargetGroup(_) | Step::Intend { .. } => account.placement.notify_one(),
-        Step::CreateBalancer { .. } => account.provisioning.notify_one(),
+        Step::CreateBalancer(_) => account.provisioning.notify_one(),
         _ => {}
     }
     Ok(())
@@ -66,9 +66,9 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             delete_group(account, &id).await?;
             Ok(Outcome::Done)
         }
-        Step::CreateBalancer { name, scheme, subnets, groups, tags } => {
-            let ids = group_ids(&account.state(), groups)?;
-            Ok(Outcome::Balancer(aws.create_balancer(name, *scheme, subnets, &ids, tags).await?))
+        Step::CreateBalancer(desired) => {
+            let ids = group_ids(&account.state(), &desired.groups)?;
+            Ok(Outcome::Balancer(aws.create_balancer(desired, &ids).await?))
         }
         Step::SetGroups { balancer, groups } => {
             let (arn, ids) = {
@@ -76,6 +76,11 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
                 (balancer_arn(&state, balancer)?, group_ids(&state, groups)?)
             };
             aws.set_groups(&arn, &ids).await?;
+            Ok(Outcome::Done)
+        }
+        Step::SetAddressType { balancer, address_type } => {
+            let arn = balancer_arn(&account.state(), balancer)?;
+            aws.set_address_type(&arn, *address_type).await?;
             Ok(Outcome::Done)
         }
         Step::SetSubnets { balancer, subnets } => {

@@ -11,7 +11,7 @@ use crate::model::annotation::{self, Problem};
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, Tags};
-use crate::model::service::{Protocol, Scheme, ServiceSpec};
+use crate::model::service::{AddressType, Protocol, Scheme, ServiceSpec};
 
 /// What the operator decided for all Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct DesiredBalancer {
     pub name: String,
     /// Its scheme.
     pub scheme: Scheme,
+    /// IP families of its clients.
+    pub address_type: AddressType,
     /// The subnet for each zone.
     pub subnets: BTreeMap<Zone, SubnetId>,
     /// Names of its security groups: frontend, backend.
@@ -114,6 +116,7 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
     check_name(spec, &wanted_name, kept, observed, policy)?;
     let name = kept.map_or(wanted_name, |balancer| balancer.name.clone());
     let subnets = subnets(spec, scheme, facts, policy, kept)?;
+    check_ipv6(spec, &subnets, facts)?;
 
     let tags = |role| {
         let tags = ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
@@ -146,7 +149,15 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
         .collect();
     let groups = vec![frontend.name.clone(), name::backend_group(cluster)];
     let group_ids = groups.iter().filter_map(|name| Some(observed.groups.get(name)?.id.clone())).collect();
-    let balancer = DesiredBalancer { name, scheme, subnets, groups, group_ids, tags: tags(Role::Balancer) };
+    let balancer = DesiredBalancer {
+        name,
+        scheme,
+        address_type: spec.address_type,
+        subnets,
+        groups,
+        group_ids,
+        tags: tags(Role::Balancer),
+    };
     Ok(Desired { balancer, frontend, target_groups, listener_tags: tags(Role::Listener) })
 }
 
@@ -235,6 +246,22 @@ fn check_name(
     Ok(())
 }
 
+/// Refuses dualstack where a subnet has no IPv6 range.
+fn check_ipv6(spec: &ServiceSpec, subnets: &BTreeMap<Zone, SubnetId>, facts: &Facts) -> Result<(), Refusal> {
+    if spec.address_type == AddressType::Ipv4 {
+        return Ok(());
+    }
+    let has_none = |id: &SubnetId| facts.subnets.get(id).is_some_and(|subnet| !subnet.has_ipv6());
+    let lacking: Vec<_> = subnets.values().filter(|id| has_none(id)).map(SubnetId::as_str).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let wrong = format!("cannot be had in {}, which has no IPv6 range", lacking.join(", "));
+    let expected = "ipv4, or subnets that all have an IPv6 CIDR block";
+    let value = spec.address_type.as_str();
+    Err(Refusal::Service(vec![Problem::new(annotation::IP_ADDRESS_TYPE, value, wrong, expected)]))
+}
+
 /// Subnets asked for; else those the load balancer has, and one for each zone that has come since. A zone is never
 /// taken away by discovery, since that would cut its connections.
 fn subnets(
@@ -258,7 +285,7 @@ fn subnets(
     }
     let mut chosen: BTreeMap<_, _> =
         enabled.into_iter().filter(|(_, subnet)| facts.subnets.contains_key(subnet)).collect();
-    match discover_subnets(&policy.cluster, scheme, facts) {
+    match discover_subnets(&policy.cluster, scheme, spec.address_type, facts) {
         Ok(found) => {
             for (zone, subnet) in found {
                 chosen.entry(zone).or_insert(subnet);

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use crate::model::annotation::{self, Problem};
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::ownership::Tags;
-use crate::model::service::Scheme;
+use crate::model::service::{AddressType, Scheme};
 
 /// Free addresses a subnet needs for a load balancer (ELB user guide, "Subnets for your load balancer").
 const ADDRESSES_NEEDED: i32 = 8;
@@ -37,12 +39,21 @@ pub struct Subnet {
     pub zone: Zone,
     /// Whether the zone is an Availability Zone, not a Local, Wavelength or Outpost one.
     pub in_availability_zone: bool,
+    /// Its address ranges, of either family.
+    pub ranges: BTreeSet<IpNet>,
     /// Free IPv4 addresses.
     pub free_addresses: i32,
     /// Whether its route table leads to an internet gateway.
     pub is_public: bool,
     /// Its tags.
     pub tags: Tags,
+}
+
+impl Subnet {
+    /// Whether it has an IPv6 range, without which a dualstack load balancer cannot be in it.
+    pub fn has_ipv6(&self) -> bool {
+        self.ranges.iter().any(|range| matches!(range, IpNet::V6(_)))
+    }
 }
 
 /// The choice of one node's security group: its only one, else the one EKS made for the cluster, else the lowest id
@@ -111,7 +122,12 @@ pub fn named_subnets(names: &[String], facts: &Facts) -> Result<BTreeMap<Zone, S
 ///
 /// # Errors
 /// A sentence that gives each subnet of the VPC and why it fell out.
-pub fn discover_subnets(cluster: &str, scheme: Scheme, facts: &Facts) -> Result<BTreeMap<Zone, SubnetId>, String> {
+pub fn discover_subnets(
+    cluster: &str,
+    scheme: Scheme,
+    address_type: AddressType,
+    facts: &Facts,
+) -> Result<BTreeMap<Zone, SubnetId>, String> {
     let role = match scheme {
         Scheme::Internal => "kubernetes.io/role/internal-elb",
         Scheme::InternetFacing => "kubernetes.io/role/elb",
@@ -131,6 +147,8 @@ pub fn discover_subnets(cluster: &str, scheme: Scheme, facts: &Facts) -> Result<
             Some("is tagged for another cluster".to_owned())
         } else if !subnet.in_availability_zone {
             Some("is in no Availability Zone".to_owned())
+        } else if address_type == AddressType::Dualstack && !subnet.has_ipv6() {
+            Some("has no IPv6 range".to_owned())
         } else if subnet.free_addresses < ADDRESSES_NEEDED {
             Some(format!("has {} free addresses, {ADDRESSES_NEEDED} needed", subnet.free_addresses))
         } else {
@@ -166,6 +184,7 @@ mod tests {
         Subnet {
             zone: zone.into(),
             in_availability_zone: true,
+            ranges: BTreeSet::new(),
             free_addresses: 200,
             is_public: false,
             tags: tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
@@ -193,7 +212,7 @@ mod tests {
             ("subnet-3", subnet("us-east-1b", &[ELB])),
             ("subnet-5", subnet("us-east-1c", &[])),
         ]);
-        let chosen = discover_subnets("demo", Scheme::InternetFacing, &facts).unwrap();
+        let chosen = discover_subnets("demo", Scheme::InternetFacing, AddressType::Ipv4, &facts).unwrap();
         assert_eq!(ids(&chosen), ["subnet-2", "subnet-3"]);
     }
 
@@ -202,8 +221,11 @@ mod tests {
         let mut public = subnet("us-east-1a", &[]);
         public.is_public = true;
         let facts = facts(vec![("subnet-1", public), ("subnet-2", subnet("us-east-1b", &[]))]);
-        assert_eq!(ids(&discover_subnets("demo", Scheme::InternetFacing, &facts).unwrap()), ["subnet-1"]);
-        assert_eq!(ids(&discover_subnets("demo", Scheme::Internal, &facts).unwrap()), ["subnet-2"]);
+        assert_eq!(
+            ids(&discover_subnets("demo", Scheme::InternetFacing, AddressType::Ipv4, &facts).unwrap()),
+            ["subnet-1"]
+        );
+        assert_eq!(ids(&discover_subnets("demo", Scheme::Internal, AddressType::Ipv4, &facts).unwrap()), ["subnet-2"]);
     }
 
     #[test]
@@ -219,13 +241,26 @@ mod tests {
             ("subnet-4", local),
         ]);
         assert_eq!(
-            discover_subnets("demo", Scheme::InternetFacing, &facts).unwrap_err(),
+            discover_subnets("demo", Scheme::InternetFacing, AddressType::Ipv4, &facts).unwrap_err(),
             "no usable subnet for an internet-facing load balancer in vpc-1: \
              subnet-1 (us-east-1a) has 3 free addresses, 8 needed; \
              subnet-2 (us-east-1b) is tagged for another cluster; \
              subnet-3 (us-east-1c) is not tagged kubernetes.io/role/elb; \
              subnet-4 (us-east-1-bos-1a) is in no Availability Zone"
         );
+    }
+
+    #[test]
+    fn dualstack_takes_subnets_with_an_ipv6_range_only() {
+        let mut dual = subnet("us-east-1a", &[ELB]);
+        dual.ranges = ["10.0.0.0/20".parse().unwrap(), "2600:1f18::/64".parse().unwrap()].into();
+        let mut v4 = subnet("us-east-1b", &[ELB]);
+        v4.ranges = ["10.0.16.0/20".parse().unwrap()].into();
+        let facts = facts(vec![("subnet-1", dual), ("subnet-2", v4.clone())]);
+        let discover = |facts| discover_subnets("demo", Scheme::InternetFacing, AddressType::Dualstack, facts);
+        assert_eq!(ids(&discover(&facts).unwrap()), ["subnet-1"]);
+        let sentence = discover(&self::facts(vec![("subnet-2", v4)])).unwrap_err();
+        assert!(sentence.ends_with("subnet-2 (us-east-1b) has no IPv6 range"), "{sentence}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::model::id::{
     AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
 use crate::model::ownership::{self, Owner, Role, Tags};
-use crate::model::service::Scheme;
+use crate::model::service::{AddressType, Scheme};
 
 /// Everything in the account that concerns this cluster's load balancers. Names are unique in an account and Region
 /// (security groups: in a VPC) and ours are deterministic, so names are the keys.
@@ -48,6 +48,8 @@ pub struct Balancer {
     pub dns_name: String,
     /// Internal or internet-facing.
     pub scheme: Scheme,
+    /// IP families of its clients.
+    pub address_type: AddressType,
     /// Its state.
     pub state: BalancerState,
     /// The subnet of each enabled zone.
@@ -388,6 +390,11 @@ impl Observed {
                     balancer.groups = ids;
                 }
             }
+            Step::SetAddressType { balancer, address_type } => {
+                if let Some(balancer) = self.balancers.get_mut(balancer) {
+                    balancer.address_type = *address_type;
+                }
+            }
             Step::SetSubnets { balancer, subnets } => {
                 if let Some(balancer) = self.balancers.get_mut(balancer) {
                     balancer.subnets = subnets.clone();
@@ -427,7 +434,7 @@ impl Observed {
             }
             // Their outcomes carry the new resource.
             Step::CreateGroup { .. }
-            | Step::CreateBalancer { .. }
+            | Step::CreateBalancer(_)
             | Step::CreateTargetGroup { .. }
             | Step::CreateListener { .. }
             | Step::ModifyListener { .. } => {}

@@ -18,11 +18,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::desired::{Desired, DesiredGroup, DesiredTargetGroup};
+use super::desired::{Desired, DesiredBalancer, DesiredGroup, DesiredTargetGroup};
 use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Slice, TargetGroup};
 use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
 use crate::model::ownership::{Tags, tag_changes};
-use crate::model::service::{Protocol, Scheme};
+use crate::model::service::{AddressType, Protocol};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +40,11 @@ pub enum Step {
     /// Deletes one of our groups.
     DeleteGroup { name: String, because: &'static str },
     /// Makes a load balancer. It carries groups from the start, since one born without can never get any.
-    CreateBalancer { name: String, scheme: Scheme, subnets: BTreeMap<Zone, SubnetId>, groups: Vec<String>, tags: Tags },
+    CreateBalancer(DesiredBalancer),
     /// Sets the groups of a load balancer.
     SetGroups { balancer: String, groups: Vec<String> },
+    /// Sets the IP families of a load balancer's clients.
+    SetAddressType { balancer: String, address_type: AddressType },
     /// Sets the subnets of a load balancer.
     SetSubnets { balancer: String, subnets: BTreeMap<Zone, SubnetId> },
     /// Deletes a load balancer, and its listeners with it.
@@ -144,6 +146,7 @@ impl Step {
                 | Self::Revoke { .. }
                 | Self::AuthorizeNodes { .. }
                 | Self::SetGroups { .. }
+                | Self::SetAddressType { .. }
                 | Self::SetSubnets { .. }
                 | Self::ModifyHealthCheck { .. }
                 | Self::Intend { .. }
@@ -164,11 +167,15 @@ impl fmt::Display for Step {
             Self::AuthorizeNodes { group, rules } => write!(f, "allow in node group {group}: {}", join(rules)),
             Self::RevokeNodes { group, rules } => write!(f, "no longer allow in node group {group}: {}", join(rules)),
             Self::DeleteGroup { name, because } => write!(f, "delete security group {name}: {because}"),
-            Self::CreateBalancer { name, scheme, subnets, .. } => {
+            Self::CreateBalancer(balancer) => {
+                let DesiredBalancer { name, scheme, subnets, .. } = balancer;
                 write!(f, "create {scheme} load balancer {name} in {}", zones(subnets))
             }
             Self::SetGroups { balancer, groups } => {
                 write!(f, "set security groups of load balancer {balancer} to {}", groups.join(", "))
+            }
+            Self::SetAddressType { balancer, address_type } => {
+                write!(f, "set IP address type of load balancer {balancer} to {address_type}")
             }
             Self::SetSubnets { balancer, subnets } => {
                 write!(f, "set subnets of load balancer {balancer} to {}", zones(subnets))
@@ -281,13 +288,7 @@ impl Plan {
 
     fn create_balancer(&mut self, desired: &Desired, observed: Option<&Balancer>) {
         match observed.map(|balancer| &balancer.state) {
-            None => self.push(Step::CreateBalancer {
-                name: desired.balancer.name.clone(),
-                scheme: desired.balancer.scheme,
-                subnets: desired.balancer.subnets.clone(),
-                groups: desired.balancer.groups.clone(),
-                tags: desired.balancer.tags.clone(),
-            }),
+            None => self.push(Step::CreateBalancer(desired.balancer.clone())),
             Some(BalancerState::Provisioning) => {
                 self.waits.push(Wait::Provisioning { balancer: desired.balancer.name.clone() });
             }
@@ -347,6 +348,10 @@ impl Plan {
         let ids: BTreeSet<_> = wanted.group_ids.iter().cloned().collect();
         if ids.len() != wanted.groups.len() || ids != observed.groups {
             self.push(Step::SetGroups { balancer: wanted.name.clone(), groups: wanted.groups.clone() });
+        }
+        if wanted.address_type != observed.address_type {
+            let (balancer, address_type) = (wanted.name.clone(), wanted.address_type);
+            self.push(Step::SetAddressType { balancer, address_type });
         }
         if let Some(subnets) = next_subnets(&wanted.subnets, &observed.subnets) {
             self.push(Step::SetSubnets { balancer: wanted.name.clone(), subnets });

@@ -1,6 +1,7 @@
 //! A Service as its owner wrote it → [`ServiceSpec`], the only door to everything that follows.
 
 mod access;
+mod address;
 mod balancer;
 mod listener;
 
@@ -11,7 +12,9 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 
-use self::access::parse_source_ranges;
+use self::access::{most_of_a_family, parse_source_ranges};
+pub use self::address::AddressType;
+use self::address::parse_address_type;
 use self::balancer::{parse_name, parse_scheme, parse_subnets, parse_tags};
 use self::listener::{parse_ports, to_port};
 use super::annotation::{Annotations, Problem};
@@ -122,6 +125,8 @@ pub struct ServiceSpec {
     pub scheme: Option<Scheme>,
     /// Name of the load balancer, if asked for.
     pub name: Option<String>,
+    /// IP families of the clients.
+    pub address_type: AddressType,
     /// Ids or `Name` tags of subnets, if asked for.
     pub subnets: Vec<String>,
     /// Tags for every resource.
@@ -162,7 +167,12 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     let subnets = kept(parse_subnets(annotations), &mut problems);
     let tags = kept(parse_tags(annotations), &mut problems);
     let ranges = spec.load_balancer_source_ranges.unwrap_or_default();
-    let source_ranges = parse_source_ranges(&ranges, annotations, &mut problems);
+    let address_type = parse_address_type(annotations).unwrap_or_else(|problem| {
+        problems.push(problem);
+        // The one under which nothing that follows is wrong because of this.
+        AddressType::Dualstack
+    });
+    let source_ranges = parse_source_ranges(&ranges, annotations, address_type, &mut problems);
     let ports = parse_ports(&spec.ports.unwrap_or_default(), &mut problems);
 
     let families = spec.ip_families.unwrap_or_default();
@@ -170,7 +180,8 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         let expected = "IPv4 first; this release of weir makes IPv4 target groups only";
         problems.push(Problem::new("spec.ipFamilies", families.join(","), "begins with IPv6", expected));
     }
-    let rules: usize = ports.values().map(|port| port.protocol.parts().len()).sum::<usize>() * source_ranges.len();
+    let rules: usize =
+        ports.values().map(|port| port.protocol.parts().len()).sum::<usize>() * most_of_a_family(&source_ranges);
     if rules > RULE_LIMIT {
         let wrong = format!("needs {rules} inbound rules in a security group");
         let expected = format!("at most {RULE_LIMIT}; merge source ranges or split the Service");
@@ -198,7 +209,18 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     }
     let created = service.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let owner = owner_of(service);
-    Ok(ServiceSpec { owner, created, scheme, name, subnets, tags, source_ranges, ports, local_health_port })
+    Ok(ServiceSpec {
+        owner,
+        created,
+        scheme,
+        name,
+        address_type,
+        subnets,
+        tags,
+        source_ranges,
+        ports,
+        local_health_port,
+    })
 }
 
 /// The value, or its default after taking note of what is wrong with it.

@@ -31,6 +31,7 @@ fn spec() -> ServiceSpec {
         created: Timestamp::UNIX_EPOCH,
         scheme: None,
         name: None,
+        address_type: AddressType::Ipv4,
         subnets: vec![],
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
@@ -46,6 +47,7 @@ fn facts(zones: &[&str]) -> Facts {
         let subnet = Subnet {
             zone: (*zone).into(),
             in_availability_zone: true,
+            ranges: ["10.0.0.0/16".parse().unwrap(), "2600:1f18::/64".parse().unwrap()].into(),
             free_addresses: 100,
             is_public: true,
             tags: roles.iter().map(|role| ((*role).to_owned(), "1".to_owned())).collect(),
@@ -61,6 +63,7 @@ fn balancer(name: &str, scheme: Scheme, owner: &Owner, zones: &[&str]) -> Balanc
         name: name.into(),
         dns_name: format!("{name}.elb"),
         scheme,
+        address_type: AddressType::Ipv4,
         state: BalancerState::Active,
         subnets: zones.iter().map(|zone| ((*zone).into(), format!("subnet-{zone}").into())).collect(),
         groups: BTreeSet::new(),
@@ -113,6 +116,24 @@ fn r33_a_scheme_that_is_no_longer_asked_for_stays() {
     let desired = decide(&spec(), &exists);
     assert_eq!(desired.balancer.scheme, Scheme::Internal, "not the default, which would replace it");
     assert_eq!(desired.balancer.name, internal.balancer.name);
+}
+
+#[test]
+fn dualstack_needs_an_ipv6_range_in_every_subnet() {
+    let dualstack = ServiceSpec { address_type: AddressType::Dualstack, ..spec() };
+    assert_eq!(decide(&dualstack, &Observed::default()).balancer.address_type, AddressType::Dualstack);
+    let mut facts = facts(&["za", "zb"]);
+    facts.subnets.get_mut(&"subnet-zb".into()).unwrap().ranges = ["10.0.0.0/16".parse().unwrap()].into();
+    let fresh = desired(&dualstack, &facts, &policy(), &Observed::default()).unwrap();
+    assert_eq!(zones(&fresh), ["za"], "discovery leaves out what cannot be used");
+    let before = decide(&spec(), &Observed::default());
+    let exists = observed([balancer(&before.balancer.name, before.balancer.scheme, &spec().owner, &["za", "zb"])]);
+    let Err(Refusal::Service(problems)) = desired(&dualstack, &facts, &policy(), &exists) else { panic!("accepted") };
+    assert_eq!(
+        problems[0].to_string(),
+        "service.beta.kubernetes.io/aws-load-balancer-ip-address-type: \"dualstack\" cannot be had in subnet-zb, which \
+         has no IPv6 range; expected ipv4, or subnets that all have an IPv6 CIDR block"
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::controller::observed::{Asg, Listener, Observed, Outcome, SecurityGrou
 use crate::model::id::{ServiceKey, TargetGroupArn};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, cluster_tags, service_tags};
-use crate::model::service::{Port, ServiceSpec};
+use crate::model::service::{Port, Scheme, ServiceSpec};
 
 const CLUSTER: &str = "demo";
 const UID: &str = "u-1";
@@ -35,6 +35,7 @@ fn facts() -> Facts {
         let subnet = Subnet {
             zone: zone.into(),
             in_availability_zone: true,
+            ranges: ["10.0.0.0/16".parse().unwrap(), "2600:1f18::/64".parse().unwrap()].into(),
             free_addresses: 100,
             is_public: true,
             tags: Tags::from([("kubernetes.io/role/elb".into(), "1".into())]),
@@ -60,6 +61,7 @@ fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
         created: Timestamp::UNIX_EPOCH,
         scheme: None,
         name: None,
+        address_type: AddressType::Ipv4,
         subnets: vec![],
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
@@ -124,6 +126,7 @@ impl World {
             name: name.into(),
             dns_name: format!("{name}.elb"),
             scheme: Scheme::InternetFacing,
+            address_type: AddressType::Ipv4,
             state: BalancerState::Active,
             subnets: BTreeMap::new(),
             groups: BTreeSet::new(),
@@ -251,15 +254,16 @@ impl World {
                 rules: BTreeSet::new(),
                 tags: tags.clone(),
             }),
-            Step::CreateBalancer { name, scheme, subnets, groups, tags } => Outcome::Balancer(Balancer {
+            Step::CreateBalancer(wanted) => Outcome::Balancer(Balancer {
                 arn: format!("arn:lb/{serial}").into(),
-                name: name.clone(),
-                dns_name: format!("{name}.elb"),
-                scheme: *scheme,
+                name: wanted.name.clone(),
+                dns_name: format!("{}.elb", wanted.name),
+                scheme: wanted.scheme,
+                address_type: wanted.address_type,
                 state: BalancerState::Provisioning,
-                subnets: subnets.clone(),
-                groups: self.group_ids(groups),
-                tags: tags.clone(),
+                subnets: wanted.subnets.clone(),
+                groups: self.group_ids(&wanted.groups),
+                tags: wanted.tags.clone(),
                 listeners: Some(BTreeMap::new()),
             }),
             Step::CreateTargetGroup(group) => Outcome::TargetGroup(TargetGroup {
@@ -383,7 +387,15 @@ impl World {
                 let listeners = balancer.listeners.iter().flatten();
                 let listeners: Vec<_> =
                     listeners.map(|(port, shown)| (port, &shown.protocol, named(&shown.target_group))).collect();
-                (&balancer.name, balancer.scheme, &balancer.subnets, balancer.groups.len(), &balancer.tags, listeners)
+                (
+                    &balancer.name,
+                    balancer.scheme,
+                    balancer.address_type,
+                    &balancer.subnets,
+                    balancer.groups.len(),
+                    &balancer.tags,
+                    listeners,
+                )
             })
             .collect();
         let target_groups: Vec<_> = slice
@@ -401,6 +413,7 @@ impl World {
         let [balancer] = slice.balancers.as_slice() else { panic!("{} load balancers", slice.balancers.len()) };
         assert_eq!(balancer.state, BalancerState::Active);
         assert!(spec.scheme.is_none_or(|scheme| scheme == balancer.scheme));
+        assert_eq!(balancer.address_type, spec.address_type);
         let listeners = balancer.listeners.as_ref().unwrap();
         assert_eq!(listeners.keys().collect::<Vec<_>>(), spec.ports.keys().collect::<Vec<_>>());
         assert_eq!(slice.target_groups.len(), spec.ports.len());
@@ -439,12 +452,13 @@ fn subject(step: &Step) -> (Resource, bool) {
     let target_group = |name: &String| Resource::TargetGroup(name.clone());
     match step {
         Step::CreateGroup { name, .. } => (group(name), true),
-        Step::CreateBalancer { name, .. } => (balancer(name), true),
+        Step::CreateBalancer(made) => (balancer(&made.name), true),
         Step::CreateTargetGroup(made) => (target_group(&made.name), true),
         Step::Authorize { group: name, .. } | Step::Revoke { group: name, .. } | Step::DeleteGroup { name, .. } => {
             (group(name), false)
         }
         Step::SetGroups { balancer: name, .. }
+        | Step::SetAddressType { balancer: name, .. }
         | Step::SetSubnets { balancer: name, .. }
         | Step::CreateListener { balancer: name, .. }
         | Step::ModifyListener { balancer: name, .. }
@@ -499,7 +513,7 @@ fn a_new_service_is_made_in_one_plan() {
 fn a_load_balancer_is_born_with_both_security_groups() {
     let plan = World::new().plan(Some(&web())).unwrap();
     let groups = plan.steps.iter().find_map(|step| match step {
-        Step::CreateBalancer { groups, .. } => Some(groups.len()),
+        Step::CreateBalancer(balancer) => Some(balancer.groups.len()),
         _ => None,
     });
     assert_eq!(groups, Some(2));
@@ -617,6 +631,19 @@ fn r33_a_replacement_without_targets_does_not_take_over() {
     let plan = world.plan(Some(&edited)).unwrap();
     assert_eq!(plan.steps, []);
     assert!(matches!(plan.waits.as_slice(), [Wait::Replacement { .. }]), "{:?}", plan.waits);
+}
+
+#[test]
+fn the_ip_address_type_is_changed_in_place_both_ways() {
+    let mut world = settled(&web());
+    let name = world.of().balancers[0].name.clone();
+    for address_type in [AddressType::Dualstack, AddressType::Ipv4] {
+        let edited = ServiceSpec { address_type, ..web() };
+        world.settle(Some(&edited));
+        assert_eq!(said(&world.steps), [format!("set IP address type of load balancer {name} to {address_type}")]);
+        world.assert_serves(&edited);
+        world.steps.clear();
+    }
 }
 
 #[test]
@@ -749,9 +776,11 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
     let subnets = select(vec![vec![], vec!["subnet-a", "subnet-b"], vec!["subnet-a2", "subnet-b"], vec!["subnet-b"]]);
     let name = select(vec![None, None, None, Some("fancy")]);
     let health = select(vec![None, Some(31500u16)]);
-    (ports, scheme, tags, ranges, subnets, name, health).prop_map(
-        |(ports, scheme, tags, ranges, subnets, name, health)| ServiceSpec {
+    let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
+    (ports, scheme, tags, ranges, subnets, name, health, address_type).prop_map(
+        |(ports, scheme, tags, ranges, subnets, name, health, address_type)| ServiceSpec {
             scheme,
+            address_type,
             name: name.map(Into::into),
             subnets: subnets.into_iter().map(Into::into).collect(),
             tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),

@@ -13,6 +13,8 @@ pub const SCHEME: &str = key!("aws-load-balancer-scheme");
 pub const INTERNAL: &str = key!("aws-load-balancer-internal");
 /// The load balancer's name.
 pub const NAME: &str = key!("aws-load-balancer-name");
+/// `ipv4` or `dualstack`.
+pub const IP_ADDRESS_TYPE: &str = key!("aws-load-balancer-ip-address-type");
 /// Ids or names of subnets.
 pub const SUBNETS: &str = key!("aws-load-balancer-subnets");
 /// Tags for every resource of the Service.
@@ -98,7 +100,7 @@ pub const TABLE: &[Row] = &[
     row(NAME, "1 to 32 letters, digits and hyphens", "generated", "CreateLoadBalancer·Name", Change::Never, Answer::Honoured),
     row(SCHEME, "`internal` or `internet-facing`", "`internet-facing` (`--default-scheme`)", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
     row(INTERNAL, "boolean; an older spelling of aws-load-balancer-scheme", "", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
-    row(key!("aws-load-balancer-ip-address-type"), "`ipv4` or `dualstack`", "`ipv4`", "CreateLoadBalancer, SetIpAddressType", Change::InPlace, Answer::NotYet),
+    row(IP_ADDRESS_TYPE, "`ipv4` or `dualstack`", "`ipv4`", "CreateLoadBalancer, SetIpAddressType", Change::InPlace, Answer::Honoured),
     row(SUBNETS, "list of subnet ids or `Name` tags", "discovered", "CreateLoadBalancer, SetSubnets", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-eip-allocations"), "list of allocation ids, one per subnet", "", "SubnetMappings·AllocationId", Change::Never, Answer::NotYet),
     row(key!("aws-load-balancer-private-ipv4-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·PrivateIPv4Address", Change::Never, Answer::NotYet),

@@ -139,6 +139,37 @@ fn source_ranges_are_canonical_and_the_spec_goes_first() {
 }
 
 #[test]
+fn ip_address_types() {
+    let address_type = |text| parse(&service(one_port(), &[(annotation::IP_ADDRESS_TYPE, text)])).unwrap().address_type;
+    assert_eq!(address_type(" dualstack "), AddressType::Dualstack);
+    assert_eq!(address_type("ipv4"), AddressType::Ipv4);
+    assert_eq!(address_type(""), AddressType::Ipv4);
+    assert_eq!(
+        sentence(one_port(), &[(annotation::IP_ADDRESS_TYPE, "ipv6"), (annotation::SOURCE_RANGES, "fd00::/8")]),
+        "service.beta.kubernetes.io/aws-load-balancer-ip-address-type: \"ipv6\" is an unknown IP address type; expected \
+         ipv4 or dualstack"
+    );
+}
+
+#[test]
+fn dualstack_admits_both_families_and_counts_their_rules_apart() {
+    let ranges = |ranges: &[String]| {
+        let mut spec = one_port();
+        spec["loadBalancerSourceRanges"] = json!(ranges);
+        parse(&service(spec, &[(annotation::IP_ADDRESS_TYPE, "dualstack")]))
+    };
+    assert_eq!(ranges(&[]).unwrap().source_ranges, ["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()].into());
+    let one_family = ranges(&["fd00:1::1/32".to_owned()]).unwrap().source_ranges;
+    assert_eq!(one_family, ["fd00:1::/32".parse().unwrap()].into());
+    let of_both = |count: u8| {
+        let v4 = (0..count).map(|n| format!("10.{}.0.0/16", n * 2));
+        v4.chain((0..count).map(|n| format!("fd00:{:x}::/32", n * 2))).collect::<Vec<_>>()
+    };
+    assert!(ranges(&of_both(60)).is_ok());
+    assert!(ranges(&of_both(61)).unwrap_err()[0].to_string().contains("needs 61 inbound rules"));
+}
+
+#[test]
 fn a_port_without_node_port() {
     let spec = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]});
     assert_eq!(
