@@ -3,6 +3,7 @@
 pub mod account;
 pub mod apply;
 pub mod desired;
+pub mod detail;
 pub mod drift;
 pub mod facts;
 pub mod observed;

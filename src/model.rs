@@ -1,6 +1,7 @@
 //! The domain's words: plain data and pure functions over it. Nothing here awaits, reads a clock or holds a client.
 
 pub mod annotation;
+pub mod attribute;
 pub mod family;
 pub mod id;
 pub mod name;

@@ -433,6 +433,7 @@ fn target_group() -> DesiredTargetGroup {
             unhealthy: 2,
             codes: Some("200-399".into()),
         },
+        attributes: BTreeMap::new(),
         tags: tags_of(Role::TargetGroup),
     }
 }

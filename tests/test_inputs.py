@@ -286,21 +286,19 @@ def test_no_node_at_all(cluster, account, weir):
 
 
 def test_annotations_without_effect_are_named_once(cluster, account, weir):
-    """R34: a warning for what is unknown, foreign, or not honoured; the Service is served all the same."""
+    """R34: a warning for what is unknown, foreign, or for Classic ones; the Service is served all the same."""
     weir(CALM)
     annotations = {
         ANNOTATION + "shceme": "internal",
         ANNOTATION + "type": "nlb-ip",
-        ANNOTATION + "nlb-target-type": "ip",
-        ANNOTATION + "ssl-cert": "arn:aws:acm:x",
+        ANNOTATION + "connection-idle-timeout": "60",
         "example.com/mine": "1",
     }
     cluster.expose("order", annotations=annotations)
     hostname = cluster.wait_hostname("order")
     sentence = note(cluster, "order", "ConfigurationIgnored")
     assert f"unknown and ignored: {ANNOTATION}shceme" in sentence
-    assert f"not honoured by this release of weir: {ANNOTATION}ssl-cert" in sentence
-    assert f'{ANNOTATION}nlb-target-type: "ip" is not supported' in sentence
+    assert f"{ANNOTATION}connection-idle-timeout: is ignored; it applies to Classic load balancers only" in sentence
     assert "example.com" not in sentence
     assert balancer(account, hostname)["Scheme"] == "internet-facing"
     cluster.patch("order", {"metadata": {"labels": {"touched": "yes"}}})

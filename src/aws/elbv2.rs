@@ -3,20 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_elasticloadbalancingv2::types::{
-    Action, ActionTypeEnum, IpAddressType, Listener as SdkListener, LoadBalancer, LoadBalancerSchemeEnum,
-    LoadBalancerStateEnum, LoadBalancerTypeEnum, Matcher, ProtocolEnum, SubnetMapping, Tag, TargetDescription,
-    TargetGroup as SdkTargetGroup, TargetHealthStateEnum, TargetTypeEnum,
+    Action, ActionTypeEnum, Certificate, IpAddressType, Listener as SdkListener, ListenerAttribute, LoadBalancer,
+    LoadBalancerAttribute, LoadBalancerSchemeEnum, LoadBalancerStateEnum, LoadBalancerTypeEnum, Matcher, ProtocolEnum,
+    SubnetMapping, Tag, TargetDescription, TargetGroup as SdkTargetGroup, TargetGroupAttribute, TargetHealthStateEnum,
+    TargetTypeEnum,
 };
 
 use super::classify::{AwsError, Class};
 use super::{Aws, call};
 use crate::controller::desired::{DesiredBalancer, DesiredTargetGroup};
 use crate::controller::observed::{Balancer, BalancerState, HealthCheck, Intent, Listener, TargetGroup};
+use crate::model::attribute::Attributes;
 use crate::model::id::{
     InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
 use crate::model::ownership::Tags;
-use crate::model::service::{AddressType, Protocol, Scheme};
+use crate::model::service::{AddressType, Protocol, Scheme, Tls};
 
 /// Largest page of the listings (ELB API).
 const PAGE: i32 = 400;
@@ -212,6 +214,7 @@ impl Aws {
         let mut made = made.ok_or_else(|| AwsError::incomplete(action, name))?;
         made.tags = desired.tags.clone();
         made.listeners = Some(BTreeMap::new());
+        made.attributes = Some(Attributes::new());
         Ok(made)
     }
 
@@ -282,6 +285,7 @@ impl Aws {
         let made = answer.target_groups().first().and_then(target_group);
         let mut made = made.ok_or_else(|| AwsError::incomplete(action, desired.name.as_str()))?;
         made.tags = desired.tags.clone();
+        made.attributes = Some(Attributes::new());
         made.intent = Intent::Serve;
         Ok(made)
     }
@@ -324,6 +328,7 @@ impl Aws {
         balancer: &LoadBalancerArn,
         port: u16,
         transport: Protocol,
+        tls: Option<&Tls>,
         target_group: &TargetGroupArn,
         tags: &Tags,
     ) -> Result<Listener, AwsError> {
@@ -333,14 +338,20 @@ impl Aws {
             .load_balancer_arn(balancer.as_str())
             .port(port.into())
             .protocol(protocol(transport))
+            .set_certificates(tls.map(default_certificate))
+            .set_ssl_policy(tls.map(|tls| tls.policy.clone()))
+            .set_alpn_policy(tls.and_then(|tls| tls.alpn.clone()).map(|alpn| vec![alpn]))
             .default_actions(forward(target_group))
             .set_tags(Some(write_tags(tags)));
         let answer = call!(self.write, "elasticloadbalancing:CreateListener", balancer.as_str(), request)?;
         let made = answer.listeners().first().and_then(listener).map(|(_, listener)| listener);
-        made.ok_or_else(|| AwsError::incomplete("elasticloadbalancing:CreateListener", balancer.as_str()))
+        let made =
+            made.ok_or_else(|| AwsError::incomplete("elasticloadbalancing:CreateListener", balancer.as_str()))?;
+        // Nothing else can have been set yet.
+        Ok(Listener { certificates: Some(BTreeSet::new()), attributes: Some(Attributes::new()), ..made })
     }
 
-    /// Points a listener somewhere else.
+    /// Changes a listener, all of it in one call.
     ///
     /// # Errors
     /// As of ModifyListener.
@@ -348,17 +359,146 @@ impl Aws {
         &self,
         arn: &ListenerArn,
         transport: Protocol,
+        tls: Option<&Tls>,
         target_group: &TargetGroupArn,
     ) -> Result<Listener, AwsError> {
+        // A policy that is left out stays, so that none must be said (ELB API, `AlpnPolicy`).
+        let alpn = tls.map(|tls| vec![tls.alpn.clone().unwrap_or_else(|| NO_ALPN.to_owned())]);
         let request = self
             .elb
             .modify_listener()
             .listener_arn(arn.as_str())
             .protocol(protocol(transport))
+            .set_certificates(tls.map(default_certificate))
+            .set_ssl_policy(tls.map(|tls| tls.policy.clone()))
+            .set_alpn_policy(alpn)
             .default_actions(forward(target_group));
         call!(self.write, "elasticloadbalancing:ModifyListener", arn.as_str(), request)?;
-        let target_group = Some(target_group.clone());
-        Ok(Listener { arn: arn.clone(), protocol: transport.as_str().into(), target_group })
+        Ok(Listener {
+            arn: arn.clone(),
+            protocol: transport.as_str().into(),
+            target_group: Some(target_group.clone()),
+            certificate: tls.and_then(|tls| tls.certificates.first().cloned()),
+            policy: tls.map(|tls| tls.policy.clone()),
+            alpn: tls.and_then(|tls| tls.alpn.clone()),
+            certificates: None,
+            attributes: None,
+        })
+    }
+
+    /// Adds certificates to a TLS listener, beside its default one.
+    ///
+    /// # Errors
+    /// As of AddListenerCertificates.
+    pub async fn add_certificates(&self, arn: &ListenerArn, certificates: &BTreeSet<String>) -> Result<(), AwsError> {
+        let certificates = certificates.iter().map(certificate).collect();
+        let request =
+            self.elb.add_listener_certificates().listener_arn(arn.as_str()).set_certificates(Some(certificates));
+        call!(self.write, "elasticloadbalancing:AddListenerCertificates", arn.as_str(), request).map(drop)
+    }
+
+    /// Takes such certificates away.
+    ///
+    /// # Errors
+    /// As of RemoveListenerCertificates.
+    pub async fn remove_certificates(
+        &self,
+        arn: &ListenerArn,
+        certificates: &BTreeSet<String>,
+    ) -> Result<(), AwsError> {
+        let certificates = certificates.iter().map(certificate).collect();
+        let request =
+            self.elb.remove_listener_certificates().listener_arn(arn.as_str()).set_certificates(Some(certificates));
+        call!(self.write, "elasticloadbalancing:RemoveListenerCertificates", arn.as_str(), request).map(drop)
+    }
+
+    /// Certificates of a TLS listener but its default one.
+    ///
+    /// # Errors
+    /// As of DescribeListenerCertificates.
+    pub async fn describe_certificates(&self, arn: &ListenerArn) -> Result<BTreeSet<String>, AwsError> {
+        let mut found = BTreeSet::new();
+        let mut marker = None;
+        loop {
+            let request = self.elb.describe_listener_certificates().listener_arn(arn.as_str()).set_marker(marker);
+            let page = call!(self.read, "elasticloadbalancing:DescribeListenerCertificates", arn.as_str(), request)?;
+            let others = page.certificates().iter().filter(|shown| shown.is_default() != Some(true));
+            found.extend(others.filter_map(|shown| shown.certificate_arn().map(str::to_owned)));
+            marker = page.next_marker.filter(|marker| !marker.is_empty());
+            if marker.is_none() {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Attributes of a load balancer.
+    ///
+    /// # Errors
+    /// As of DescribeLoadBalancerAttributes.
+    pub async fn describe_balancer_attributes(&self, arn: &LoadBalancerArn) -> Result<Attributes, AwsError> {
+        let request = self.elb.describe_load_balancer_attributes().load_balancer_arn(arn.as_str());
+        let answer = call!(self.read, "elasticloadbalancing:DescribeLoadBalancerAttributes", arn.as_str(), request)?;
+        Ok(pairs(answer.attributes().iter().map(|shown| (shown.key(), shown.value()))))
+    }
+
+    /// Attributes of a target group.
+    ///
+    /// # Errors
+    /// As of DescribeTargetGroupAttributes.
+    pub async fn describe_target_group_attributes(&self, arn: &TargetGroupArn) -> Result<Attributes, AwsError> {
+        let request = self.elb.describe_target_group_attributes().target_group_arn(arn.as_str());
+        let answer = call!(self.read, "elasticloadbalancing:DescribeTargetGroupAttributes", arn.as_str(), request)?;
+        Ok(pairs(answer.attributes().iter().map(|shown| (shown.key(), shown.value()))))
+    }
+
+    /// Attributes of a listener.
+    ///
+    /// # Errors
+    /// As of DescribeListenerAttributes.
+    pub async fn describe_listener_attributes(&self, arn: &ListenerArn) -> Result<Attributes, AwsError> {
+        let request = self.elb.describe_listener_attributes().listener_arn(arn.as_str());
+        let answer = call!(self.read, "elasticloadbalancing:DescribeListenerAttributes", arn.as_str(), request)?;
+        Ok(pairs(answer.attributes().iter().map(|shown| (shown.key(), shown.value()))))
+    }
+
+    /// Sets attributes of a load balancer.
+    ///
+    /// # Errors
+    /// As of ModifyLoadBalancerAttributes.
+    pub async fn modify_balancer_attributes(
+        &self,
+        arn: &LoadBalancerArn,
+        attributes: &Attributes,
+    ) -> Result<(), AwsError> {
+        let list = attributes.iter().map(|(k, v)| LoadBalancerAttribute::builder().key(k).value(v).build()).collect();
+        let request = self.elb.modify_load_balancer_attributes().load_balancer_arn(arn.as_str());
+        let request = request.set_attributes(Some(list));
+        call!(self.write, "elasticloadbalancing:ModifyLoadBalancerAttributes", arn.as_str(), request).map(drop)
+    }
+
+    /// Sets attributes of a target group.
+    ///
+    /// # Errors
+    /// As of ModifyTargetGroupAttributes.
+    pub async fn modify_target_group_attributes(
+        &self,
+        arn: &TargetGroupArn,
+        attributes: &Attributes,
+    ) -> Result<(), AwsError> {
+        let list = attributes.iter().map(|(k, v)| TargetGroupAttribute::builder().key(k).value(v).build()).collect();
+        let request = self.elb.modify_target_group_attributes().target_group_arn(arn.as_str());
+        let request = request.set_attributes(Some(list));
+        call!(self.write, "elasticloadbalancing:ModifyTargetGroupAttributes", arn.as_str(), request).map(drop)
+    }
+
+    /// Sets attributes of a listener.
+    ///
+    /// # Errors
+    /// As of ModifyListenerAttributes.
+    pub async fn modify_listener_attributes(&self, arn: &ListenerArn, attributes: &Attributes) -> Result<(), AwsError> {
+        let list = attributes.iter().map(|(k, v)| ListenerAttribute::builder().key(k).value(v).build()).collect();
+        let request = self.elb.modify_listener_attributes().listener_arn(arn.as_str()).set_attributes(Some(list));
+        call!(self.write, "elasticloadbalancing:ModifyListenerAttributes", arn.as_str(), request).map(drop)
     }
 
     /// Deletes a listener; one that is gone is no error.
@@ -479,6 +619,7 @@ fn balancer(shown: &LoadBalancer) -> Option<Balancer> {
         groups: shown.security_groups().iter().map(SecurityGroupId::from).collect(),
         tags: Tags::new(),
         listeners: None,
+        attributes: None,
     })
 }
 
@@ -486,6 +627,8 @@ fn target_group(shown: &SdkTargetGroup) -> Option<TargetGroup> {
     if shown.target_type() != Some(&TargetTypeEnum::Instance) {
         return None;
     }
+    // A check by connecting alone has neither, whatever was set before.
+    let requests = shown.health_check_protocol() != Some(&ProtocolEnum::Tcp);
     Some(TargetGroup {
         arn: shown.target_group_arn()?.into(),
         name: shown.target_group_name()?.into(),
@@ -495,14 +638,15 @@ fn target_group(shown: &SdkTargetGroup) -> Option<TargetGroup> {
         health: HealthCheck {
             protocol: shown.health_check_protocol().map(|protocol| protocol.as_str().into()).unwrap_or_default(),
             port: shown.health_check_port().unwrap_or_default().into(),
-            path: shown.health_check_path().map(Into::into),
+            path: shown.health_check_path().filter(|_| requests).map(Into::into),
             interval: shown.health_check_interval_seconds().unwrap_or_default(),
             timeout: shown.health_check_timeout_seconds().unwrap_or_default(),
             healthy: shown.healthy_threshold_count().unwrap_or_default(),
             unhealthy: shown.unhealthy_threshold_count().unwrap_or_default(),
-            codes: shown.matcher().and_then(|matcher| matcher.http_code()).map(Into::into),
+            codes: shown.matcher().filter(|_| requests).and_then(|matcher| matcher.http_code()).map(Into::into),
         },
         tags: Tags::new(),
+        attributes: None,
         intent: Intent::Undecided,
         served: false,
     })
@@ -519,8 +663,33 @@ fn listener(shown: &SdkListener) -> Option<(u16, Listener)> {
         }),
         _ => None,
     };
-    let protocol = shown.protocol()?.as_str().into();
-    Some((port, Listener { arn: shown.listener_arn()?.into(), protocol, target_group }))
+    let is_tls = shown.protocol() == Some(&ProtocolEnum::Tls);
+    let listener = Listener {
+        arn: shown.listener_arn()?.into(),
+        protocol: shown.protocol()?.as_str().into(),
+        target_group,
+        certificate: shown.certificates().first().and_then(|shown| shown.certificate_arn().map(str::to_owned)),
+        policy: shown.ssl_policy().filter(|_| is_tls).map(str::to_owned),
+        alpn: shown.alpn_policy().iter().find(|policy| *policy != NO_ALPN).cloned(),
+        certificates: None,
+        attributes: None,
+    };
+    Some((port, listener))
+}
+
+/// The ALPN policy of a listener that negotiates none.
+const NO_ALPN: &str = "None";
+
+fn certificate(arn: &String) -> Certificate {
+    Certificate::builder().certificate_arn(arn).build()
+}
+
+fn default_certificate(tls: &Tls) -> Vec<Certificate> {
+    tls.certificates.first().map(certificate).into_iter().collect()
+}
+
+fn pairs<'a>(shown: impl Iterator<Item = (Option<&'a str>, Option<&'a str>)>) -> Attributes {
+    shown.filter_map(|(key, value)| Some((key?.to_owned(), value.unwrap_or_default().to_owned()))).collect()
 }
 
 fn forward(target_group: &TargetGroupArn) -> Action {
@@ -532,6 +701,7 @@ fn protocol(protocol: Protocol) -> ProtocolEnum {
         Protocol::Tcp => ProtocolEnum::Tcp,
         Protocol::Udp => ProtocolEnum::Udp,
         Protocol::TcpUdp => ProtocolEnum::TcpUdp,
+        Protocol::Tls => ProtocolEnum::Tls,
     }
 }
 

@@ -16,7 +16,7 @@ use super::desired::Policy;
 use super::facts::{Facts, NodeGroups, choose_node_group};
 use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
-use super::plan::Step;
+use super::plan::{AttributesOf, Step};
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
 use crate::aws::ec2::Instance;
@@ -270,6 +270,16 @@ impl State {
             twice
         };
         merge_map(&mut observed.balancers, fresh.balancers, String::as_str, is_newer, &mut missing, |old, new| {
+            if old.arn == new.arn {
+                new.attributes = new.attributes.take().or_else(|| old.attributes.take());
+                for (port, listener) in new.listeners.iter_mut().flatten() {
+                    old.listeners
+                        .iter()
+                        .flatten()
+                        .filter(|(known, _)| *known == port)
+                        .for_each(|(_, it)| listener.keep(it));
+                }
+            }
             new.listeners = new.listeners.take().or_else(|| old.listeners.take());
         });
         merge_map(
@@ -280,6 +290,9 @@ impl State {
             &mut missing,
             |old, new| {
                 (new.intent, new.served) = (old.intent, old.served);
+                if old.arn == new.arn {
+                    new.attributes = new.attributes.take().or_else(|| old.attributes.take());
+                }
             },
         );
         merge_map(&mut observed.groups, fresh.groups, String::as_str, is_newer, &mut missing, |_, _| {});
@@ -623,8 +636,13 @@ fn step_subject(step: &Step) -> &str {
         | Step::SetSubnets { balancer, .. }
         | Step::CreateListener { balancer, .. }
         | Step::ModifyListener { balancer, .. }
+        | Step::AddCertificates { balancer, .. }
+        | Step::RemoveCertificates { balancer, .. }
         | Step::DeleteListener { balancer, .. } => balancer,
         Step::CreateBalancer(balancer) => &balancer.name,
+        Step::ModifyAttributes { of, .. } => match of {
+            AttributesOf::Balancer(name) | AttributesOf::TargetGroup(name) | AttributesOf::Listener(name, _) => name,
+        },
         Step::CreateTargetGroup(group) => &group.name,
         Step::ModifyHealthCheck { target_group, .. } | Step::Intend { target_group, .. } => target_group,
         Step::Tag { resource, .. } | Step::Untag { resource, .. } => resource.name(),

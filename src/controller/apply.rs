@@ -6,9 +6,10 @@ use backon::{ExponentialBuilder, Retryable};
 
 use super::account::{Account, State, StepError};
 use super::observed::Outcome;
-use super::plan::{Resource, Step};
+use super::plan::{AttributesOf, Resource, Step};
 use crate::aws::classify::{AwsError, Class};
 use crate::aws::ec2::RULE_MARK;
+use crate::model::attribute::Attributes;
 use crate::model::id::{ListenerArn, LoadBalancerArn, SecurityGroupId, TargetGroupArn};
 
 /// A target group stays in use for a few seconds after its listener went (LBC#3037).
@@ -110,19 +111,34 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             delete.retry(wait).when(|error: &AwsError| error.class == Class::Conflict).await?;
             Ok(Outcome::Done)
         }
-        Step::CreateListener { balancer, port, protocol, target_group, tags } => {
+        Step::CreateListener { balancer, port, protocol, tls, target_group, tags } => {
             let (balancer, target_group) = {
                 let state = account.state();
                 (balancer_arn(&state, balancer)?, target_group_arn(&state, target_group)?)
             };
-            Ok(Outcome::Listener(aws.create_listener(&balancer, *port, *protocol, &target_group, tags).await?))
+            let made = aws.create_listener(&balancer, *port, *protocol, tls.as_ref(), &target_group, tags).await?;
+            Ok(Outcome::Listener(made))
         }
-        Step::ModifyListener { balancer, port, protocol, target_group } => {
+        Step::ModifyListener { balancer, port, protocol, tls, target_group } => {
             let (listener, target_group) = {
                 let state = account.state();
                 (listener_arn(&state, balancer, *port)?, target_group_arn(&state, target_group)?)
             };
-            Ok(Outcome::Listener(aws.modify_listener(&listener, *protocol, &target_group).await?))
+            Ok(Outcome::Listener(aws.modify_listener(&listener, *protocol, tls.as_ref(), &target_group).await?))
+        }
+        Step::AddCertificates { balancer, port, certificates } => {
+            let arn = listener_arn(&account.state(), balancer, *port)?;
+            aws.add_certificates(&arn, certificates).await?;
+            Ok(Outcome::Done)
+        }
+        Step::RemoveCertificates { balancer, port, certificates } => {
+            let arn = listener_arn(&account.state(), balancer, *port)?;
+            aws.remove_certificates(&arn, certificates).await?;
+            Ok(Outcome::Done)
+        }
+        Step::ModifyAttributes { of, attributes } => {
+            modify_attributes(account, of, attributes).await?;
+            Ok(Outcome::Done)
         }
         Step::DeleteListener { balancer, port, .. } => {
             let arn = listener_arn(&account.state(), balancer, *port)?;
@@ -146,6 +162,25 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             Ok(Outcome::Done)
         }
     }
+}
+
+async fn modify_attributes(account: &Account, of: &AttributesOf, attributes: &Attributes) -> Result<(), StepError> {
+    let aws = &account.aws;
+    match of {
+        AttributesOf::Balancer(name) => {
+            let arn = balancer_arn(&account.state(), name)?;
+            aws.modify_balancer_attributes(&arn, attributes).await?;
+        }
+        AttributesOf::TargetGroup(name) => {
+            let arn = target_group_arn(&account.state(), name)?;
+            aws.modify_target_group_attributes(&arn, attributes).await?;
+        }
+        AttributesOf::Listener(balancer, port) => {
+            let arn = listener_arn(&account.state(), balancer, *port)?;
+            aws.modify_listener_attributes(&arn, attributes).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes a load balancer of ours. Where endpoint services keep it, they are named.

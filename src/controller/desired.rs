@@ -8,10 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::facts::{Facts, discover_subnets, named_subnets};
 use super::observed::{Balancer, HealthCheck, IngressRule, Observed, Source};
 use crate::model::annotation::{self, Problem};
+use crate::model::attribute::Attributes;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, Tags};
-use crate::model::service::{AddressType, Protocol, Scheme, ServiceSpec};
+use crate::model::service::{
+    AddressType, HealthCheckSpec, HealthPort, HealthProtocol, Port, Protocol, Scheme, ServiceSpec, Tls,
+};
 
 /// What the operator decided for all Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct Desired {
     pub frontend: DesiredGroup,
     /// The target group behind each listener, by the listener's port.
     pub target_groups: BTreeMap<u16, DesiredTargetGroup>,
+    /// Listeners by port.
+    pub listeners: BTreeMap<u16, DesiredListener>,
     /// Tags of each listener.
     pub listener_tags: Tags,
 }
@@ -58,6 +63,19 @@ pub struct DesiredBalancer {
     pub group_ids: BTreeSet<SecurityGroupId>,
     /// Its tags.
     pub tags: Tags,
+    /// Its attributes, as far as asked for.
+    pub attributes: Attributes,
+}
+
+/// A desired listener. Its target group is the one of the same port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredListener {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its TLS settings, if it is TLS.
+    pub tls: Option<Tls>,
+    /// Its attributes, as far as asked for.
+    pub attributes: Attributes,
 }
 
 /// A desired security group.
@@ -80,7 +98,7 @@ pub struct DesiredTargetGroup {
     pub name: String,
     /// Its VPC.
     pub vpc: VpcId,
-    /// Protocol of group and listener.
+    /// Its protocol.
     pub protocol: Protocol,
     /// The NodePort.
     pub port: u16,
@@ -88,6 +106,8 @@ pub struct DesiredTargetGroup {
     pub health: HealthCheck,
     /// Its tags.
     pub tags: Tags,
+    /// Its attributes, as far as asked for.
+    pub attributes: Attributes,
 }
 
 /// Why a Service cannot be served as it stands.
@@ -135,14 +155,15 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
         .ports
         .iter()
         .map(|(port, listener)| {
-            let protocol = listener.protocol;
+            let protocol = listener.target_protocol;
             let group = DesiredTargetGroup {
                 name: name::target_group(cluster, service, &name, *port, protocol.as_str(), listener.node_port),
                 vpc: facts.vpc.clone(),
                 protocol,
                 port: listener.node_port,
-                health: health_check(spec.local_health_port.unwrap_or(policy.health_port)),
+                health: health_check(spec, listener, policy),
                 tags: tags(Role::TargetGroup),
+                attributes: listener.attributes.clone(),
             };
             (*port, group)
         })
@@ -157,24 +178,56 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
         groups,
         group_ids,
         tags: tags(Role::Balancer),
+        attributes: spec.attributes.clone(),
     };
-    Ok(Desired { balancer, frontend, target_groups, listener_tags: tags(Role::Listener) })
+    let listeners = spec.ports.iter().map(|(port, listener)| {
+        let (protocol, tls) = (listener.protocol, listener.tls.clone());
+        (*port, DesiredListener { protocol, tls, attributes: listener.listener_attributes.clone() })
+    });
+    let listeners = listeners.collect();
+    Ok(Desired { balancer, frontend, target_groups, listeners, listener_tags: tags(Role::Listener) })
 }
 
-/// Health checks ask the node, never the pods: `/healthz` of the service proxy under policy Cluster, the Service's
-/// healthCheckNodePort under Local (KEP-3836, KEP-1997). Ten seconds and two checks: a dead node is out within 20 s.
-fn health_check(port: u16) -> HealthCheck {
+/// Health checks ask the node, not the pods, unless told otherwise: `/healthz` of the service proxy under policy
+/// Cluster, the Service's healthCheckNodePort under Local (KEP-3836, KEP-1997). Ten seconds and two checks: a dead node
+/// is out within 20 s.
+///
+/// Who gives a protocol or path and no port means their own server, as with the AWS Load Balancer Controller: the check
+/// then goes to the traffic port. Under policy Local it stays on the healthCheckNodePort, as there. UDP answers no check,
+/// so that such a target group keeps ours.
+fn health_check(spec: &ServiceSpec, port: &Port, policy: &Policy) -> HealthCheck {
+    let asked = &spec.health;
+    let means_their_server = asked.protocol.is_some() || asked.path.is_some();
+    let of_node = || spec.local_health_port.unwrap_or(policy.health_port).to_string();
+    let asks_node = !means_their_server || spec.local_health_port.is_some();
+    let answers = port.target_protocol != Protocol::Udp;
+    let checked_port = match asked.port {
+        Some(HealthPort::Number(number)) => number.to_string(),
+        None if asks_node || !answers => of_node(),
+        Some(HealthPort::Traffic) | None => TRAFFIC_PORT.to_owned(),
+    };
+    let is_ours = asked.port.is_none() && !answers && spec.local_health_port.is_none();
+    let protocol = asked.protocol.filter(|_| !is_ours).unwrap_or(HealthProtocol::Http);
+    let requests = protocol != HealthProtocol::Tcp;
+    // Of their own server only `/` is known.
+    let default_path = if checked_port == TRAFFIC_PORT { "/" } else { "/healthz" };
+    let path = asked.path.clone().filter(|_| !is_ours).unwrap_or_else(|| default_path.to_owned());
+    let codes = asked.codes.clone().unwrap_or_else(|| "200-399".to_owned());
+    let interval = asked.interval.unwrap_or(HealthCheckSpec::INTERVAL);
+    let timeout = if protocol == HealthProtocol::Http { 6 } else { 10 };
     HealthCheck {
-        protocol: "HTTP".into(),
-        port: port.to_string(),
-        path: Some("/healthz".into()),
-        interval: 10,
-        timeout: 6,
-        healthy: 2,
-        unhealthy: 2,
-        codes: Some("200-399".into()),
+        protocol: protocol.as_str().to_owned(),
+        port: checked_port,
+        path: requests.then_some(path),
+        interval,
+        timeout: asked.timeout.unwrap_or_else(|| timeout.min(interval)),
+        healthy: asked.healthy.unwrap_or(2),
+        unhealthy: asked.unhealthy.unwrap_or(2),
+        codes: requests.then_some(codes),
     }
 }
+
+const TRAFFIC_PORT: &str = "traffic-port";
 
 fn frontend_rules(spec: &ServiceSpec) -> BTreeSet<IngressRule> {
     let mut rules = BTreeSet::new();

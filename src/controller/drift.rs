@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::account::Account;
+use super::detail::{self, Detail};
 use super::facts::Facts;
 use super::observed::{Balancer, Listener, Observed};
 use crate::aws::classify::{AwsError, Class};
@@ -19,6 +20,8 @@ use crate::telemetry::chain;
 
 /// Load balancers and target groups that one check reads one by one, in turn: listeners that others added, and targets.
 const ROTATION: usize = 4;
+/// Load balancers and target groups whose attributes and certificates one check reads.
+const DETAILS: usize = 2;
 /// Listeners read in one call.
 const LISTENERS_PER_CALL: usize = 20;
 
@@ -27,6 +30,8 @@ const LISTENERS_PER_CALL: usize = 20;
 pub struct Rotation {
     balancer: Option<LoadBalancerArn>,
     target_group: Option<TargetGroupArn>,
+    balancer_details: Option<LoadBalancerArn>,
+    target_group_details: Option<TargetGroupArn>,
 }
 
 /// Why the network could not be read.
@@ -58,9 +63,31 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, A
         }
         again
     };
+    read_details(account, rotation).await;
     read_network(account).await;
     account.placement.notify_one();
     Ok(again)
+}
+
+/// Attributes and certificates of those whose turn it is. What cannot be read comes with a later turn.
+async fn read_details(account: &Account, rotation: &mut Rotation) {
+    let details: Vec<_> = {
+        let state = account.state();
+        let balancers = state.observed.balancers.values().map(|balancer| (&balancer.arn, balancer)).collect();
+        let groups = state.observed.target_groups.values().map(|group| (&group.arn, group)).collect();
+        let balancers = in_turn(&balancers, &mut rotation.balancer_details);
+        let groups = in_turn(&groups, &mut rotation.target_group_details);
+        let of_balancers = balancers.into_iter().flat_map(Detail::of_balancer);
+        of_balancers.chain(groups.into_iter().map(Detail::of_target_group)).collect()
+    };
+    for error in detail::read(account, &details).await {
+        tracing::warn!(error = %chain(&error), "cannot read attributes or certificates");
+    }
+}
+
+fn in_turn<'a, K: Ord + Clone, V>(all: &BTreeMap<&K, &'a V>, stands: &mut Option<K>) -> Vec<&'a V> {
+    let keys = all.keys().map(|key| (*key).clone()).collect();
+    next(&keys, stands, DETAILS).iter().filter_map(|key| all.get(key).copied()).collect()
 }
 
 /// Reads the network. What could not be read is told to the Services that need it.
@@ -78,7 +105,7 @@ pub async fn read_network(account: &Account) {
 async fn read_targets(account: &Account, rotation: &mut Rotation) -> BTreeMap<TargetGroupArn, BTreeSet<InstanceId>> {
     let groups: BTreeSet<_> = account.state().observed.target_groups.values().map(|group| group.arn.clone()).collect();
     let mut listings = BTreeMap::new();
-    for arn in next(&groups, &mut rotation.target_group) {
+    for arn in next(&groups, &mut rotation.target_group, ROTATION) {
         match account.aws.describe_targets(&arn).await {
             Ok(listed) => drop(listings.insert(arn, listed)),
             // Deleted in between; the listing that follows takes note.
@@ -90,11 +117,11 @@ async fn read_targets(account: &Account, rotation: &mut Rotation) -> BTreeMap<Ta
 }
 
 /// The next few after where the rotation stands.
-fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>) -> Vec<K> {
+fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>, count: usize) -> Vec<K> {
     let after = |key: &&K| stands.as_ref().is_none_or(|last| *key > last);
-    let mut chosen: Vec<_> = all.iter().filter(after).take(ROTATION).cloned().collect();
-    if chosen.len() < ROTATION {
-        let more = all.iter().filter(|key| !chosen.contains(key)).take(ROTATION - chosen.len());
+    let mut chosen: Vec<_> = all.iter().filter(after).take(count).cloned().collect();
+    if chosen.len() < count {
+        let more = all.iter().filter(|key| !chosen.contains(key)).take(count - chosen.len());
         let more: Vec<_> = more.cloned().collect();
         chosen.extend(more);
     }
@@ -172,7 +199,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
         }
     }
     let all: BTreeSet<_> = ours.iter().map(|balancer| balancer.arn.clone()).collect();
-    read_listeners(account, &mut ours, &next(&all, &mut rotation.balancer)).await?;
+    read_listeners(account, &mut ours, &next(&all, &mut rotation.balancer, ROTATION)).await?;
     fresh.balancers.extend(ours.into_iter().map(|balancer| (balancer.name.clone(), balancer)));
 
     let groups = aws.describe_groups_of(cluster).await?;

@@ -8,7 +8,8 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use super::plan::{NOT_SET_UP, Resource, Step};
+use super::plan::{AttributesOf, NOT_SET_UP, Resource, Step};
+use crate::model::attribute::Attributes;
 use crate::model::id::{
     AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
@@ -60,6 +61,8 @@ pub struct Balancer {
     pub tags: Tags,
     /// Listeners by port; `None` until they have been read.
     pub listeners: Option<BTreeMap<u16, Listener>>,
+    /// Its attributes; `None` until they have been read.
+    pub attributes: Option<Attributes>,
 }
 
 /// State of a load balancer (ELB API, `LoadBalancerState`).
@@ -82,6 +85,26 @@ pub struct Listener {
     pub protocol: String,
     /// The target group it forwards to; `None` if it does anything else.
     pub target_group: Option<TargetGroupArn>,
+    /// ARN of its default certificate, if it is TLS.
+    pub certificate: Option<String>,
+    /// Its security policy, if it is TLS.
+    pub policy: Option<String>,
+    /// Its ALPN policy, if it is not `None`.
+    pub alpn: Option<String>,
+    /// ARNs of its other certificates; `None` until they have been read.
+    pub certificates: Option<BTreeSet<String>>,
+    /// Its attributes; `None` until they have been read.
+    pub attributes: Option<Attributes>,
+}
+
+impl Listener {
+    /// What another listing does not show is what it was.
+    pub fn keep(&mut self, before: &Self) {
+        if self.arn == before.arn {
+            self.certificates = self.certificates.take().or_else(|| before.certificates.clone());
+            self.attributes = self.attributes.take().or_else(|| before.attributes.clone());
+        }
+    }
 }
 
 /// A target group.
@@ -101,6 +124,8 @@ pub struct TargetGroup {
     pub health: HealthCheck,
     /// Its tags.
     pub tags: Tags,
+    /// Its attributes; `None` until they have been read.
+    pub attributes: Option<Attributes>,
     /// What placement does with it.
     pub intent: Intent,
     /// Whether placement has done all it can for it: every eligible node is a target, or none is there.
@@ -337,6 +362,7 @@ impl Observed {
     }
 
     /// Takes note of a step that succeeded.
+    #[expect(clippy::too_many_lines, reason = "one arm for each kind of step, and nothing else")]
     pub fn record(&mut self, step: &Step, outcome: Outcome) {
         match outcome {
             Outcome::Balancer(balancer) => {
@@ -355,7 +381,12 @@ impl Observed {
                 if let Step::CreateListener { balancer, port, .. } | Step::ModifyListener { balancer, port, .. } = step
                     && let Some(balancer) = self.balancers.get_mut(balancer)
                 {
-                    balancer.listeners.get_or_insert_default().insert(*port, listener);
+                    let listeners = balancer.listeners.get_or_insert_default();
+                    let mut listener = listener;
+                    if let Some(before) = listeners.get(port) {
+                        listener.keep(before);
+                    }
+                    listeners.insert(*port, listener);
                 }
                 return;
             }
@@ -422,6 +453,28 @@ impl Observed {
                     listeners.remove(port);
                 }
             }
+            Step::AddCertificates { balancer, port, certificates } => {
+                if let Some(listener) = self.listener_mut(balancer, *port) {
+                    listener.certificates.get_or_insert_default().extend(certificates.iter().cloned());
+                }
+            }
+            Step::RemoveCertificates { balancer, port, certificates } => {
+                if let Some(present) = self.listener_mut(balancer, *port).and_then(|it| it.certificates.as_mut()) {
+                    present.retain(|arn| !certificates.contains(arn));
+                }
+            }
+            Step::ModifyAttributes { of, attributes } => {
+                let present = match of {
+                    AttributesOf::Balancer(name) => self.balancers.get_mut(name).map(|it| &mut it.attributes),
+                    AttributesOf::TargetGroup(name) => self.target_groups.get_mut(name).map(|it| &mut it.attributes),
+                    AttributesOf::Listener(balancer, port) => {
+                        self.listener_mut(balancer, *port).map(|it| &mut it.attributes)
+                    }
+                };
+                if let Some(present) = present {
+                    present.get_or_insert_default().extend(attributes.clone());
+                }
+            }
             Step::Tag { resource, tags } => {
                 if let Some(present) = self.tags_of(resource) {
                     present.extend(tags.clone());
@@ -448,6 +501,11 @@ impl Observed {
         } else {
             self.remade.remove(name);
         }
+    }
+
+    /// A listener, to take note of what was read of it.
+    pub fn listener_mut(&mut self, balancer: &str, port: u16) -> Option<&mut Listener> {
+        self.balancers.get_mut(balancer)?.listeners.as_mut()?.get_mut(&port)
     }
 
     fn tags_of(&mut self, resource: &Resource) -> Option<&mut Tags> {

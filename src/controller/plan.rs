@@ -18,11 +18,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::desired::{Desired, DesiredBalancer, DesiredGroup, DesiredTargetGroup};
-use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Slice, TargetGroup};
+use super::desired::{Desired, DesiredBalancer, DesiredGroup, DesiredListener, DesiredTargetGroup};
+use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Listener, Slice, TargetGroup};
+use crate::model::attribute::{Attributes, Holder};
 use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
 use crate::model::ownership::{Tags, tag_changes};
-use crate::model::service::{AddressType, Protocol};
+use crate::model::service::{AddressType, Protocol, Tls};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +59,22 @@ pub enum Step {
     /// Deletes a target group.
     DeleteTargetGroup { name: String, because: &'static str },
     /// Makes a listener.
-    CreateListener { balancer: String, port: u16, protocol: Protocol, target_group: String, tags: Tags },
-    /// Changes a listener.
-    ModifyListener { balancer: String, port: u16, protocol: Protocol, target_group: String },
+    CreateListener {
+        balancer: String,
+        port: u16,
+        protocol: Protocol,
+        tls: Option<Tls>,
+        target_group: String,
+        tags: Tags,
+    },
+    /// Changes a listener: all of it in one call, since a listener that becomes TLS needs its certificate at once.
+    ModifyListener { balancer: String, port: u16, protocol: Protocol, tls: Option<Tls>, target_group: String },
+    /// Adds certificates to a TLS listener, beside its default one.
+    AddCertificates { balancer: String, port: u16, certificates: BTreeSet<String> },
+    /// Takes such certificates away.
+    RemoveCertificates { balancer: String, port: u16, certificates: BTreeSet<String> },
+    /// Sets attributes.
+    ModifyAttributes { of: AttributesOf, attributes: Attributes },
     /// Deletes a listener.
     DeleteListener { balancer: String, port: u16, because: &'static str },
     /// Sets tags.
@@ -85,6 +99,27 @@ impl Resource {
     pub fn name(&self) -> &str {
         match self {
             Self::Balancer(name) | Self::TargetGroup(name) | Self::Group(name) => name,
+        }
+    }
+}
+
+/// Something with attributes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttributesOf {
+    /// A load balancer, by name.
+    Balancer(String),
+    /// A target group, by name.
+    TargetGroup(String),
+    /// A listener, by load balancer and port.
+    Listener(String, u16),
+}
+
+impl fmt::Display for AttributesOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balancer(name) => write!(f, "load balancer {name}"),
+            Self::TargetGroup(name) => write!(f, "target group {name}"),
+            Self::Listener(balancer, port) => write!(f, "listener {port} of {balancer}"),
         }
     }
 }
@@ -135,22 +170,37 @@ pub struct Plan {
 }
 
 impl Step {
-    /// Whether later steps of the same plan make sense although this one failed. Tags, rules and health checks stand
-    /// for themselves; what is made or connected carries the rest.
+    /// Whether other steps of the same plan make sense although this one failed. What several others need carries the
+    /// rest; everything else stands for itself, or for one port.
     pub const fn is_independent(&self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Self::Tag { .. }
-                | Self::Untag { .. }
-                | Self::Authorize { .. }
-                | Self::Revoke { .. }
-                | Self::AuthorizeNodes { .. }
-                | Self::SetGroups { .. }
-                | Self::SetAddressType { .. }
-                | Self::SetSubnets { .. }
-                | Self::ModifyHealthCheck { .. }
-                | Self::Intend { .. }
+            Self::CreateGroup { .. }
+                | Self::CreateBalancer { .. }
+                | Self::DeleteBalancer { .. }
+                | Self::DeleteGroup { .. }
+                | Self::DeleteTargetGroup { .. }
+                | Self::DeleteListener { .. }
+                | Self::RevokeNodes { .. }
         )
+    }
+
+    /// Whether this step cannot succeed, or must not be taken, where `failed` did not.
+    pub fn needs(&self, failed: &Self) -> bool {
+        match (self, failed) {
+            // It would overwrite the record of which tags are ours while some of those are still to be removed.
+            (Self::Tag { resource, .. }, Self::Untag { resource: other, .. }) => resource == other,
+            (
+                Self::CreateListener { target_group, .. } | Self::ModifyListener { target_group, .. },
+                Self::CreateTargetGroup(made),
+            ) => *target_group == made.name,
+            (
+                Self::RemoveCertificates { balancer, port, .. },
+                Self::ModifyListener { balancer: other, port: of, .. }
+                | Self::AddCertificates { balancer: other, port: of, .. },
+            ) => balancer == other && port == of,
+            _ => false,
+        }
     }
 }
 
@@ -192,8 +242,21 @@ impl fmt::Display for Step {
             Self::CreateListener { balancer, port, protocol, target_group, .. } => {
                 write!(f, "create listener {} {port} on {balancer} to {target_group}", protocol.as_str())
             }
-            Self::ModifyListener { balancer, port, protocol, target_group } => {
-                write!(f, "point listener {} {port} on {balancer} to {target_group}", protocol.as_str())
+            Self::ModifyListener { balancer, port, protocol, tls, target_group } => {
+                write!(f, "set listener {port} on {balancer} to {} for {target_group}", protocol.as_str())?;
+                tls.as_ref().map_or(Ok(()), |tls| {
+                    write!(f, " with {} and {}", tls.policy, tls.certificates.first().map_or("", String::as_str))
+                })
+            }
+            Self::AddCertificates { balancer, port, certificates } => {
+                write!(f, "add certificates to listener {port} on {balancer}: {}", listed(certificates))
+            }
+            Self::RemoveCertificates { balancer, port, certificates } => {
+                write!(f, "remove certificates of listener {port} on {balancer}: {}", listed(certificates))
+            }
+            Self::ModifyAttributes { of, attributes } => {
+                let pairs: Vec<_> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                write!(f, "set attributes of {of}: {}", pairs.join(", "))
             }
             Self::DeleteListener { balancer, port, because } => {
                 write!(f, "delete listener {port} on {balancer}: {because}")
@@ -204,6 +267,10 @@ impl fmt::Display for Step {
             Self::Untag { resource, keys } => write!(f, "remove tags of {}: {}", resource.name(), keys.join(", ")),
         }
     }
+}
+
+fn listed(items: &BTreeSet<String>) -> String {
+    items.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 const NOT_ASKED_FOR: &str = "the Service does not ask for it";
@@ -309,37 +376,85 @@ impl Plan {
             if observed.health != group.health {
                 self.push(Step::ModifyHealthCheck { target_group: name.clone(), health: group.health.clone() });
             }
+            let holder = Holder::TargetGroup(group.protocol);
+            let of = AttributesOf::TargetGroup(name.clone());
+            self.attributes(of, holder, &group.attributes, observed.attributes.as_ref());
             self.tags(&Resource::TargetGroup(name.clone()), &group.tags, &observed.tags);
+        }
+    }
+
+    /// What is not known is left alone until it has been read.
+    fn attributes(&mut self, of: AttributesOf, holder: Holder, asked: &Attributes, observed: Option<&Attributes>) {
+        let changes = observed.map(|observed| holder.changes(asked, observed)).unwrap_or_default();
+        if !changes.is_empty() {
+            self.push(Step::ModifyAttributes { of, attributes: changes });
         }
     }
 
     fn listeners(&mut self, desired: &Desired, slice: &Slice<'_>, balancer: Option<&Balancer>) {
         let none = BTreeMap::new();
         let observed = balancer.and_then(|balancer| balancer.listeners.as_ref()).unwrap_or(&none);
-        for (port, group) in &desired.target_groups {
-            let (balancer, port) = (desired.balancer.name.clone(), *port);
-            let (target_group, protocol) = (group.name.clone(), group.protocol);
-            let Some(listener) = observed.get(&port) else {
-                let tags = desired.listener_tags.clone();
-                self.push(Step::CreateListener { balancer, port, protocol, target_group, tags });
-                continue;
-            };
-            let wanted = slice.target_groups.iter().find(|observed| observed.name == group.name);
-            let connected = wanted.is_some_and(|wanted| listener.target_group.as_ref() == Some(&wanted.arn));
-            if connected && listener.protocol == protocol.as_str() {
-                continue;
-            }
-            // Where the listener points at nothing of ours there is nothing to protect by waiting.
-            let moves = slice.target_groups.iter().any(|old| listener.target_group.as_ref() == Some(&old.arn));
-            if moves && !connected && !wanted.is_some_and(|wanted| wanted.served) {
-                self.waits.push(Wait::Targets { target_group });
-            } else {
-                self.push(Step::ModifyListener { balancer, port, protocol, target_group });
+        for (port, wanted) in &desired.listeners {
+            let Some(group) = desired.target_groups.get(port) else { continue };
+            match observed.get(port) {
+                Some(listener) => self.change_listener(desired, slice, *port, wanted, group, listener),
+                None => self.push(Step::CreateListener {
+                    balancer: desired.balancer.name.clone(),
+                    port: *port,
+                    protocol: wanted.protocol,
+                    tls: wanted.tls.clone(),
+                    target_group: group.name.clone(),
+                    tags: desired.listener_tags.clone(),
+                }),
             }
         }
         for port in observed.keys().filter(|port| !desired.target_groups.contains_key(port)) {
             let balancer = desired.balancer.name.clone();
             self.push(Step::DeleteListener { balancer, port: *port, because: NOT_ASKED_FOR });
+        }
+    }
+
+    fn change_listener(
+        &mut self,
+        desired: &Desired,
+        slice: &Slice<'_>,
+        port: u16,
+        wanted: &DesiredListener,
+        group: &DesiredTargetGroup,
+        listener: &Listener,
+    ) {
+        let balancer = || desired.balancer.name.clone();
+        let known = slice.target_groups.iter().find(|observed| observed.name == group.name);
+        let connected = known.is_some_and(|known| listener.target_group.as_ref() == Some(&known.arn));
+        // Where the listener points at nothing of ours there is nothing to protect by waiting.
+        let moves = slice.target_groups.iter().any(|old| listener.target_group.as_ref() == Some(&old.arn));
+        if moves && !connected && !known.is_some_and(|known| known.served) {
+            self.waits.push(Wait::Targets { target_group: group.name.clone() });
+            return;
+        }
+        let others = wanted.other_certificates();
+        if let Some(present) = listener.certificates.as_ref().filter(|_| wanted.tls.is_some()) {
+            // Added first: no name goes unserved in between. What becomes the default needs not be there before.
+            let missing: BTreeSet<_> = others.difference(present).cloned().collect();
+            if !missing.is_empty() && listener.protocol == wanted.protocol.as_str() {
+                self.push(Step::AddCertificates { balancer: balancer(), port, certificates: missing });
+            }
+        }
+        if !connected || !wanted.is_met_by(listener) {
+            let (protocol, tls, target_group) = (wanted.protocol, wanted.tls.clone(), group.name.clone());
+            self.push(Step::ModifyListener { balancer: balancer(), port, protocol, tls, target_group });
+        }
+        if let Some(present) = listener.certificates.as_ref().filter(|_| wanted.tls.is_some()) {
+            let stale: BTreeSet<_> = present.difference(&others).cloned().collect();
+            if !stale.is_empty() {
+                self.push(Step::RemoveCertificates { balancer: balancer(), port, certificates: stale });
+            }
+        }
+        let of = AttributesOf::Listener(balancer(), port);
+        // Only TCP listeners have any.
+        if wanted.protocol == Protocol::Tcp && listener.protocol == Protocol::Tcp.as_str() {
+            let holder = Holder::Listener(wanted.protocol);
+            self.attributes(of, holder, &wanted.attributes, listener.attributes.as_ref());
         }
     }
 
@@ -356,6 +471,8 @@ impl Plan {
         if let Some(subnets) = next_subnets(&wanted.subnets, &observed.subnets) {
             self.push(Step::SetSubnets { balancer: wanted.name.clone(), subnets });
         }
+        let (of, holder) = (AttributesOf::Balancer(wanted.name.clone()), Holder::Balancer(wanted.scheme));
+        self.attributes(of, holder, &wanted.attributes, observed.attributes.as_ref());
         self.tags(&Resource::Balancer(wanted.name.clone()), &wanted.tags, &observed.tags);
     }
 
@@ -373,16 +490,10 @@ impl Plan {
             .target_groups
             .values()
             .all(|group| slice.target_groups.iter().any(|observed| observed.name == group.name && observed.served));
-        let mut in_use: BTreeSet<_> = self
-            .waits
-            .iter()
-            .any(|wait| matches!(wait, Wait::Targets { .. }))
-            .then(|| balancer.and_then(|balancer| balancer.listeners.as_ref()))
-            .flatten()
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .filter_map(|listener| listener.target_group.clone())
-            .collect();
+        // Until it has moved, and been seen to: the step that moves a listener may fail.
+        let listeners = balancer.and_then(|balancer| balancer.listeners.as_ref()).into_iter().flatten();
+        let staying = listeners.filter(|(port, _)| desired.listeners.contains_key(port));
+        let mut in_use: BTreeSet<_> = staying.filter_map(|(_, listener)| listener.target_group.clone()).collect();
         for old in slice.balancers.iter().filter(|old| old.name != desired.balancer.name) {
             if usable && all_served {
                 self.push(Step::DeleteBalancer { name: old.name.clone(), because: REPLACED });
@@ -430,6 +541,24 @@ impl Plan {
         if !tags.is_empty() {
             self.push(Step::Tag { resource: resource.clone(), tags });
         }
+    }
+}
+
+impl DesiredListener {
+    /// ARNs of its certificates but the default one.
+    fn other_certificates(&self) -> BTreeSet<String> {
+        self.tls.iter().flat_map(|tls| tls.certificates.iter().skip(1)).cloned().collect()
+    }
+
+    /// Whether a listener has its protocol and TLS settings.
+    fn is_met_by(&self, listener: &Listener) -> bool {
+        let tls = self.tls.as_ref();
+        listener.protocol == self.protocol.as_str()
+            && tls.is_none_or(|tls| {
+                listener.certificate.as_ref() == tls.certificates.first()
+                    && listener.policy.as_ref() == Some(&tls.policy)
+                    && listener.alpn == tls.alpn
+            })
     }
 }
 

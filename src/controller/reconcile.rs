@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use super::account::{Account, StepError};
 use super::apply::apply;
 use super::desired::{Desired, Refusal, desired, node_rules};
-use super::drift;
 use super::observed::BalancerState;
 use super::plan::{NOT_SET_UP, Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
+use super::{detail, drift};
 use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
 use crate::cluster::service::{set_finalizer, set_hostname};
@@ -86,12 +86,14 @@ enum Ending {
 /// What failed, and the steps that need not hold up the others until they are tried again.
 struct Failed {
     error: StepError,
+    /// Sentences about what else failed.
+    others: Vec<String>,
     alone: Vec<Step>,
 }
 
 impl From<StepError> for Ending {
     fn from(error: StepError) -> Self {
-        Self::Failed(Failed { error, alone: vec![] })
+        Self::Failed(Failed { error, others: vec![], alone: vec![] })
     }
 }
 
@@ -123,11 +125,11 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
             && let Ok(spec) = parse(&service)
             && let Ok((desired, plan)) = decide(&context, &spec)
         {
-            publish_hostname(&service, &context, &desired, &plan).await?;
+            publish_hostname(&service, &context, &desired, &plan, &Failures::default()).await?;
         }
         return Ok(Action::requeue(rest));
     }
-    let waiting = Failures { steps: alone.unwrap_or_default(), first: None };
+    let waiting = Failures { steps: alone.unwrap_or_default(), errors: vec![] };
     let ending = if is_ours { serve(&service, &context, waiting).await } else { release(&service, &context).await };
     context.account.state().forget_promises(&owner_of(&service).service);
     let ending = ending?;
@@ -167,11 +169,13 @@ pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Act
 
 async fn serve(service: &Service, context: &Context, mut failures: Failures) -> Result<Ending, Interrupted> {
     let none = BTreeMap::new();
-    let warnings = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none)).warnings();
+    let mut warnings = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none)).warnings();
+    let parsed = parse(service);
+    warnings.extend(parsed.iter().flat_map(|spec| spec.warnings.clone()));
     if !warnings.is_empty() {
         context.reporter.tell(service, Kind::Warning, report::IGNORED, &warnings.join("; ")).await;
     }
-    let spec = match parse(service) {
+    let spec = match parsed {
         Ok(spec) => spec,
         Err(problems) => return Ok(refuse(service, context, &problems).await),
     };
@@ -183,6 +187,10 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
     for round in 0..ROUNDS {
         if let Some(error) = ensure_listeners_known(context, &spec).await {
             return Ok(error.into());
+        }
+        if failures.errors.is_empty() {
+            let unread = detail::learn(&context.account, &spec).await;
+            failures.errors.extend(unread.into_iter().map(StepError::from));
         }
         let (desired, plan) = match decide(context, &spec) {
             Ok(decided) => decided,
@@ -212,7 +220,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             return Ok(error.into());
         }
         // Before anything is taken away, and whatever else fails.
-        let usable = publish_hostname(service, context, &desired, &plan).await?;
+        let usable = publish_hostname(service, context, &desired, &plan, &failures).await?;
         let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
         let _coming = makes_groups.then(|| context.account.announce());
         tell_removed_listeners(service, context, &plan).await;
@@ -226,8 +234,8 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             if let Some(error) = give_up_setting_up(context, &plan) {
                 return Ok(error.into());
             }
-            return Ok(match failures.first {
-                Some(error) => Ending::Failed(Failed { error, alone: failures.steps }),
+            return Ok(match failures.into_failed() {
+                Some(failed) => Ending::Failed(failed),
                 None if usable && plan.waits.is_empty() => {
                     context.account.state().observed.remade.remove(&desired.balancer.name);
                     Ending::Settled
@@ -247,18 +255,29 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
 #[derive(Default)]
 struct Failures {
     steps: Vec<Step>,
-    first: Option<StepError>,
+    errors: Vec<StepError>,
 }
 
 impl Failures {
-    /// Whether a step must not be taken now: it failed, or it would overwrite the record of which tags are ours while
-    /// some of those are still to be removed.
+    /// Whether a step must not be taken now: it failed, or it needs one that did.
     fn forbid(&self, step: &Step) -> bool {
-        let waits_for = |failed: &Step| match (step, failed) {
-            (Step::Tag { resource, .. }, Step::Untag { resource: other, .. }) => resource == other,
-            _ => false,
-        };
-        self.steps.iter().any(|failed| failed == step || waits_for(failed))
+        self.steps.iter().any(|failed| failed == step || step.needs(failed))
+    }
+
+    /// What failed, the gravest first: what its owner or the account's must repair goes before what passes by itself.
+    fn into_failed(self) -> Option<Failed> {
+        let Self { steps: alone, mut errors } = self;
+        let is_grave = |error: &StepError| matches!(error, StepError::Aws(error) if error.is_worth_an_event(1));
+        let gravest = errors.iter().position(is_grave).unwrap_or_default();
+        if errors.is_empty() {
+            return None;
+        }
+        let error = errors.remove(gravest);
+        let first = error.to_string();
+        let mut others: Vec<_> = errors.iter().map(ToString::to_string).filter(|other| *other != first).collect();
+        others.sort();
+        others.dedup();
+        Some(Failed { error, others, alone })
     }
 }
 
@@ -272,9 +291,9 @@ async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> R
         }
         match apply(&context.account, step).await {
             Ok(()) => done = true,
-            Err(error) if step.is_independent() => {
+            Err(error @ StepError::Aws(_)) if step.is_independent() => {
                 failures.steps.push(step.clone());
-                failures.first.get_or_insert(error);
+                failures.errors.push(error);
             }
             Err(error) => return Err(error),
         }
@@ -410,15 +429,19 @@ async fn publish_hostname(
     context: &Context,
     desired: &Desired,
     plan: &Plan,
+    failures: &Failures,
 ) -> Result<bool, Interrupted> {
-    // One that replaces another comes with all of its listeners and targets.
-    let lacks_listener = plan.steps.iter().any(|step| matches!(step, Step::CreateListener { .. }));
+    // One that replaces another comes with all of its listeners and targets. A listener that AWS refuses does not keep
+    // the others' clients out.
+    let coming = |step: &&Step| matches!(step, Step::CreateListener { .. }) && !failures.forbid(step);
+    let lacks_listener = plan.steps.iter().any(|step| coming(&step));
     if lacks_listener || plan.waits.iter().any(|wait| matches!(wait, Wait::Replacement { .. })) {
         return Ok(false);
     }
     let balancer = context.account.state().observed.balancers.get(&desired.balancer.name).cloned();
     let Some(balancer) = balancer else { return Ok(false) };
-    if balancer.state != BalancerState::Active {
+    let has_listener = balancer.listeners.as_ref().is_some_and(|listeners| !listeners.is_empty());
+    if balancer.state != BalancerState::Active || !has_listener {
         return Ok(false);
     }
     if set_hostname(&context.client, service, Some(&balancer.dns_name)).await? {
@@ -497,8 +520,8 @@ pub async fn give_back(context: &Context, uid: &str) -> Result<Vec<Wait>, StepEr
             return Ok(plan.waits);
         }
         carry_out(context, &plan, &mut failures).await?;
-        if let Some(error) = failures.first {
-            return Err(error);
+        if let Some(failed) = std::mem::take(&mut failures).into_failed() {
+            return Err(failed.error);
         }
     }
 }
@@ -621,7 +644,8 @@ async fn failed(service: &Service, context: &Context, fingerprint: u64, failure:
     };
     let (count, delay) = put_off(service, context, fingerprint, error.delays(), failure.alone);
     if error.is_worth_an_event(count) {
-        context.reporter.tell(service, Kind::Warning, error.class.reason(), &error.to_string()).await;
+        let note = std::iter::once(error.to_string()).chain(failure.others).collect::<Vec<_>>().join("; ");
+        context.reporter.tell(service, Kind::Warning, error.class.reason(), &note).await;
     }
     tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = %chain(&error), "failed");
     // Where it may have taken effect, or the view may be wrong, look before the next try.

@@ -6,6 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
+
+use super::attribute::one_of;
 
 mod table;
 
@@ -72,6 +75,36 @@ impl<'a> Annotations<'a> {
             "0" | "f" | "F" | "false" | "False" | "FALSE" => Ok(Some(false)),
             _ => Err(Problem::new(key, text, "is no truth value", "true or false")),
         }
+    }
+
+    /// A whole number in a range.
+    ///
+    /// # Errors
+    /// The sentence about anything else.
+    pub fn number(self, key: &str, range: RangeInclusive<i32>) -> Result<Option<i32>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        let expected = format!("{} to {}", range.start(), range.end());
+        match text.parse() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            Ok(_) => Err(Problem::new(key, text, "is out of range", expected)),
+            Err(_) => Err(Problem::new(key, text, "is no whole number", expected)),
+        }
+    }
+
+    /// One of these words.
+    ///
+    /// # Errors
+    /// The sentence about anything else.
+    pub fn word<'w>(self, key: &str, words: &[&'w str]) -> Result<Option<&'w str>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        let found = words.iter().find(|word| **word == text).copied();
+        found.map(Some).ok_or_else(|| Problem::new(key, text, "is unknown", one_of(words)))
+    }
+
+    /// Keys of a family, each with what follows the family's name.
+    pub fn family(self, prefix: &str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let keys = self.0.iter().filter(|(_, value)| !value.trim().is_empty()).map(|(key, _)| key.as_str());
+        keys.filter_map(move |key| Some((key, key.strip_prefix(prefix)?)))
     }
 
     /// A map `k=v,k=v`. The first `=` splits, a backslash takes the next character literally, and a part without `=`,
@@ -200,15 +233,17 @@ mod tests {
     #[test]
     fn keys_without_effect_are_named() {
         let mut annotations = with("service.beta.kubernetes.io/aws-load-balancer-shceme", "internal");
-        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-ssl-cert", "arn"));
-        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-target-group-attributes.80", "a=b"));
+        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-connection-idle-timeout", "60"));
+        annotations.extend(with("service.beta.kubernetes.io/aws-load-balancer-extra-security-groups", " "));
         annotations.extend(with(TYPE, "classic"));
         annotations.extend(with("example.com/mine", "1"));
         let warnings = Annotations(&annotations).warnings().join("\n");
-        for part in ["shceme", "ssl-cert", "attributes.80", "\"classic\" is ignored"] {
+        for part in
+            ["shceme", "idle-timeout: is ignored; it applies to Classic load balancers only", "\"classic\" is ignored"]
+        {
             assert!(warnings.contains(part), "{part} in {warnings}");
         }
-        assert!(!warnings.contains("example.com"));
+        assert!(!warnings.contains("example.com") && !warnings.contains("extra-security-groups"), "{warnings}");
         let fine = with(SCHEME, "internal");
         assert!(Annotations(&fine).warnings().is_empty());
     }

@@ -4,6 +4,7 @@ mod access;
 mod address;
 mod balancer;
 mod listener;
+mod target_group;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,9 +16,10 @@ use k8s_openapi::api::core::v1::Service;
 use self::access::{most_of_a_family, parse_source_ranges};
 pub use self::address::AddressType;
 use self::address::parse_address_type;
-use self::balancer::{parse_name, parse_scheme, parse_subnets, parse_tags};
-use self::listener::{parse_ports, to_port};
+use self::balancer::{parse_attributes, parse_name, parse_scheme, parse_subnets, parse_tags};
+use self::listener::{named, parse_listener_attributes, parse_merging, parse_ports, parse_tls, refuse, to_port};
 use super::annotation::{Annotations, Problem};
+use super::attribute::Attributes;
 use super::id::ServiceKey;
 use super::ownership::{Owner, Tags};
 
@@ -62,6 +64,8 @@ pub enum Protocol {
     Udp,
     /// Both on one port, through one NodePort number.
     TcpUdp,
+    /// TCP with TLS, ended by the load balancer; of a target group: begun anew by it.
+    Tls,
 }
 
 impl Protocol {
@@ -71,13 +75,14 @@ impl Protocol {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
             Self::TcpUdp => "TCP_UDP",
+            Self::Tls => "TLS",
         }
     }
 
     /// Protocols as EC2's security groups and a Service's ports have them.
     pub const fn parts(self) -> &'static [Transport] {
         match self {
-            Self::Tcp => &[Transport::Tcp],
+            Self::Tcp | Self::Tls => &[Transport::Tcp],
             Self::Udp => &[Transport::Udp],
             Self::TcpUdp => &[Transport::Tcp, Transport::Udp],
         }
@@ -104,14 +109,105 @@ impl Transport {
 }
 
 /// One listener and the NodePort behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
     /// Port of the listener.
     pub port: u16,
-    /// Protocol of listener and target group.
+    /// Protocol of the listener.
     pub protocol: Protocol,
+    /// TLS settings of the listener, if it is one.
+    pub tls: Option<Tls>,
+    /// Attributes of the listener, as far as asked for.
+    pub listener_attributes: Attributes,
+    /// Protocol of the target group.
+    pub target_protocol: Protocol,
     /// Port of the targets.
     pub node_port: u16,
+    /// Attributes of the target group, as far as asked for.
+    pub attributes: Attributes,
+}
+
+impl Port {
+    /// A port with nothing else asked for.
+    pub const fn new(port: u16, protocol: Protocol, node_port: u16) -> Self {
+        Self {
+            port,
+            protocol,
+            tls: None,
+            listener_attributes: Attributes::new(),
+            target_protocol: protocol,
+            node_port,
+            attributes: Attributes::new(),
+        }
+    }
+}
+
+/// TLS settings of a listener.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tls {
+    /// ARNs of its certificates; the first is the default one.
+    pub certificates: Vec<String>,
+    /// Its security policy.
+    pub policy: String,
+    /// Its ALPN policy, if not `None`.
+    pub alpn: Option<String>,
+}
+
+/// Protocol of a health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HealthProtocol {
+    /// A connection is enough.
+    Tcp,
+    /// A request, and a good code in answer.
+    Http,
+    /// The same, with TLS.
+    Https,
+}
+
+impl HealthProtocol {
+    /// The protocol as ELB spells it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Http => "HTTP",
+            Self::Https => "HTTPS",
+        }
+    }
+}
+
+/// Port of a health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HealthPort {
+    /// The one that traffic goes to.
+    Traffic,
+    /// This one.
+    Number(u16),
+}
+
+/// What a Service asks of its health checks. Seconds, and checks in a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HealthCheckSpec {
+    /// Protocol.
+    pub protocol: Option<HealthProtocol>,
+    /// Port.
+    pub port: Option<HealthPort>,
+    /// Path of a request.
+    pub path: Option<String>,
+    /// Codes of a good answer.
+    pub codes: Option<String>,
+    /// Time between two checks.
+    pub interval: Option<i32>,
+    /// Time until a check counts as failed.
+    pub timeout: Option<i32>,
+    /// Good checks that make a target healthy.
+    pub healthy: Option<i32>,
+    /// Bad checks that make a target unhealthy.
+    pub unhealthy: Option<i32>,
+}
+
+impl HealthCheckSpec {
+    /// Seconds between two checks, if nothing is asked for.
+    pub const INTERVAL: i32 = 10;
 }
 
 /// A LoadBalancer Service after parsing: what its owner asks for, with nothing looked up.
@@ -137,6 +233,12 @@ pub struct ServiceSpec {
     pub ports: BTreeMap<u16, Port>,
     /// The port that answers for the node under `externalTrafficPolicy: Local`; `None` under `Cluster`.
     pub local_health_port: Option<u16>,
+    /// What is asked of health checks.
+    pub health: HealthCheckSpec,
+    /// Attributes of the load balancer, as far as asked for.
+    pub attributes: Attributes,
+    /// Sentences about what will have no effect, or not the expected one.
+    pub warnings: Vec<String>,
 }
 
 /// Whether weir is responsible for a Service: its type and class decide, and nothing else.
@@ -158,7 +260,7 @@ pub fn owner_of(service: &Service) -> Owner {
 /// # Errors
 /// Everything that is wrong with it, sorted.
 pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
-    let mut problems = vec![];
+    let (mut problems, mut warnings) = (vec![], vec![]);
     let none = BTreeMap::new();
     let annotations = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none));
     let spec = service.spec.clone().unwrap_or_default();
@@ -173,7 +275,23 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         AddressType::Dualstack
     });
     let source_ranges = parse_source_ranges(&ranges, annotations, address_type, &mut problems);
-    let ports = parse_ports(&spec.ports.unwrap_or_default(), &mut problems);
+    let attributes = parse_attributes(annotations, &mut problems);
+    refuse(annotations, &mut problems);
+    let service_ports = spec.ports.unwrap_or_default();
+    let names = named(&service_ports);
+    let mut ports = parse_ports(&service_ports, &mut problems);
+    kept(parse_merging(annotations, &ports), &mut problems);
+    let health = target_group::parse_health(annotations, &names, &ports, &mut problems, &mut warnings);
+    parse_tls(annotations, &names, &mut ports, &mut problems, &mut warnings);
+    parse_listener_attributes(annotations, &mut ports, &mut problems);
+    let has_affinity = spec.session_affinity.as_deref() == Some("ClientIP");
+    target_group::parse_attributes(annotations, has_affinity, &mut ports, &mut problems, &mut warnings);
+    if let Some(address) = spec.load_balancer_ip.filter(|address| !address.is_empty()) {
+        warnings.push(format!(
+            "spec.loadBalancerIP: {address:?} is ignored; a Network Load Balancer takes addresses from {} or {}",
+            "aws-load-balancer-private-ipv4-addresses", "aws-load-balancer-eip-allocations"
+        ));
+    }
 
     let families = spec.ip_families.unwrap_or_default();
     if families.first().is_some_and(|family| family == "IPv6") {
@@ -220,6 +338,9 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         source_ranges,
         ports,
         local_health_port,
+        health,
+        attributes,
+        warnings,
     })
 }
 

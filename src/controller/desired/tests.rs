@@ -35,8 +35,11 @@ fn spec() -> ServiceSpec {
         subnets: vec![],
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
-        ports: [(80, Port { port: 80, protocol: Protocol::Tcp, node_port: 30080 })].into(),
+        ports: [(80, Port::new(80, Protocol::Tcp, 30080))].into(),
         local_health_port: None,
+        health: HealthCheckSpec::default(),
+        attributes: Attributes::new(),
+        warnings: vec![],
     }
 }
 
@@ -69,6 +72,7 @@ fn balancer(name: &str, scheme: Scheme, owner: &Owner, zones: &[&str]) -> Balanc
         groups: BTreeSet::new(),
         tags: service_tags(CLUSTER, owner, Role::Balancer, &Tags::new()),
         listeners: Some(BTreeMap::new()),
+        attributes: Some(Attributes::new()),
     }
 }
 
@@ -249,7 +253,7 @@ fn r35_a_swap_of_every_subnet_at_once_is_refused() {
 #[test]
 fn r42_health_checks_ask_the_node_whatever_the_protocol() {
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp] {
-        let ports = [(514, Port { port: 514, protocol, node_port: 30514 })].into();
+        let ports = [(514, Port::new(514, protocol, 30514))].into();
         let desired = decide(&ServiceSpec { ports, ..spec() }, &Observed::default());
         let health = &desired.target_groups[&514].health;
         assert_eq!((health.protocol.as_str(), health.port.as_str()), ("HTTP", "10256"));
@@ -267,7 +271,7 @@ fn r37_policy_local_asks_the_services_own_health_port() {
 
 #[test]
 fn r41_both_protocols_on_one_port_are_one_target_group_and_two_rules_for_each_range() {
-    let ports = [(53, Port { port: 53, protocol: Protocol::TcpUdp, node_port: 30053 })].into();
+    let ports = [(53, Port::new(53, Protocol::TcpUdp, 30053))].into();
     let source_ranges = ["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()].into();
     let desired = decide(&ServiceSpec { source_ranges, ports, ..spec() }, &Observed::default());
     assert_eq!(desired.target_groups.len(), 1);

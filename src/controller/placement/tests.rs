@@ -102,6 +102,7 @@ impl Stage {
                 unhealthy: 2,
                 codes: None,
             },
+            attributes: Some(BTreeMap::new()),
             tags: service_tags(
                 CLUSTER,
                 &Owner { service: ServiceKey::new("shop", group), uid: group.into() },
@@ -840,6 +841,7 @@ fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
         port: made.port,
         health: made.health.clone(),
         tags: made.tags.clone(),
+        attributes: BTreeMap::new(),
     });
     stage.state.record(&step, crate::controller::observed::Outcome::TargetGroup(made));
     assert_eq!(stage.state.seniority[&ours("x")], age(1, "shop/x"));

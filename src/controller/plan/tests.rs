@@ -1,6 +1,7 @@
 //! Examples of plans, and properties of all of them against a simulated AWS that refuses what AWS refuses.
 
 use std::fmt::Debug;
+use std::rc::Rc;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
@@ -13,8 +14,11 @@ use crate::controller::observed::{Asg, Listener, Observed, Outcome, SecurityGrou
 use crate::model::id::{ServiceKey, TargetGroupArn};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, cluster_tags, service_tags};
-use crate::model::service::{Port, Scheme, ServiceSpec};
+use crate::model::service::{HealthCheckSpec, HealthProtocol, Port, Scheme, ServiceSpec};
 
+const DELAY: &str = "deregistration_delay.timeout_seconds";
+const IDLE: &str = "tcp.idle_timeout.seconds";
+const CROSS_ZONE: &str = "load_balancing.cross_zone.enabled";
 const CLUSTER: &str = "demo";
 const UID: &str = "u-1";
 /// More than any change takes: subnets, targets, set-up and release each have their rounds.
@@ -53,9 +57,7 @@ fn owner(uid: &str) -> Owner {
 }
 
 fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
-    let ports = ports
-        .iter()
-        .map(|(port, protocol, node_port)| (*port, Port { port: *port, protocol: *protocol, node_port: *node_port }));
+    let ports = ports.iter().map(|(port, protocol, node_port)| (*port, Port::new(*port, *protocol, *node_port)));
     ServiceSpec {
         owner: owner(UID),
         created: Timestamp::UNIX_EPOCH,
@@ -67,6 +69,22 @@ fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
         ports: ports.collect(),
         local_health_port: None,
+        health: HealthCheckSpec::default(),
+        attributes: Attributes::new(),
+        warnings: vec![],
+    }
+}
+
+fn listener(arn: String, protocol: &str, target_group: Option<TargetGroupArn>) -> Listener {
+    Listener {
+        arn: arn.into(),
+        protocol: protocol.into(),
+        target_group,
+        certificate: None,
+        policy: None,
+        alpn: None,
+        certificates: Some(BTreeSet::new()),
+        attributes: Some(Attributes::new()),
     }
 }
 
@@ -75,12 +93,16 @@ fn web() -> ServiceSpec {
 }
 
 /// AWS and placement, simulated: makes up ARNs, checks each step before it takes it, and moves on with [`World::tick`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct World {
     observed: Observed,
     serial: u32,
     steps: Vec<Step>,
+    unread: Vec<Reading>,
 }
+
+/// Puts something that was read into the view.
+type Reading = Rc<dyn Fn(&mut Observed)>;
 
 impl World {
     /// An account with two Auto Scaling groups, the backend group, and things that are not the Service's.
@@ -96,7 +118,7 @@ impl World {
         for asg in ["workers", "burst"] {
             observed.asgs.insert(asg.into(), Asg::default());
         }
-        let mut world = Self { observed, serial: 0, steps: vec![] };
+        let mut world = Self { observed, serial: 0, steps: vec![], unread: vec![] };
         // The same Service under an earlier UID, another cluster's Service, and things nobody has tagged.
         let others = [service_tags(CLUSTER, &owner("u-0"), Role::Balancer, &Tags::new()), Tags::new(), {
             service_tags("other", &owner(UID), Role::Balancer, &Tags::new())
@@ -117,10 +139,11 @@ impl World {
             vpc: "vpc-1".into(),
             health: web_health(),
             tags: tags.clone(),
+            attributes: None,
             intent: Intent::Undecided,
             served: false,
         };
-        let listener = Listener { arn: format!("arn:l/{name}").into(), protocol: "TCP".into(), target_group: None };
+        let listener = listener(format!("arn:l/{name}"), "TCP", None);
         let balancer = Balancer {
             arn: format!("arn:lb/{name}").into(),
             name: name.into(),
@@ -132,6 +155,7 @@ impl World {
             groups: BTreeSet::new(),
             tags: tags.clone(),
             listeners: Some([(80, Listener { target_group: Some(arn.clone()), ..listener })].into()),
+            attributes: None,
         };
         let security = SecurityGroup {
             id: format!("sg-{name}").into(),
@@ -237,6 +261,13 @@ impl World {
                     assert!(subnets.get(zone).is_none_or(|next| next == subnet), "{step}: swaps {zone} in one call");
                 }
             }
+            Step::AddCertificates { balancer, port, .. } => {
+                assert_eq!(self.listeners(balancer)[port].protocol, "TLS", "{step}: is not TLS");
+            }
+            Step::RemoveCertificates { balancer, port, certificates } => {
+                let present = self.listeners(balancer)[port].certificates.as_ref();
+                assert!(present.is_some_and(|present| certificates.is_subset(present)), "{step}: are not there");
+            }
             Step::Revoke { group, rules } => {
                 assert!(rules.is_subset(&self.observed.groups[group].rules), "{step}: is not there");
             }
@@ -265,6 +296,7 @@ impl World {
                 groups: self.group_ids(&wanted.groups),
                 tags: wanted.tags.clone(),
                 listeners: Some(BTreeMap::new()),
+                attributes: Some(Attributes::new()),
             }),
             Step::CreateTargetGroup(group) => Outcome::TargetGroup(TargetGroup {
                 arn: format!("arn:tg/{serial}").into(),
@@ -274,16 +306,23 @@ impl World {
                 vpc: group.vpc.clone(),
                 health: group.health.clone(),
                 tags: group.tags.clone(),
+                attributes: Some(Attributes::new()),
                 intent: Intent::Serve,
                 served: false,
             }),
-            Step::CreateListener { balancer, port, protocol, target_group, .. }
-            | Step::ModifyListener { balancer, port, protocol, target_group } => {
-                let same = self.listeners(balancer).get(port).map(|listener| listener.arn.clone());
+            Step::CreateListener { balancer, port, protocol, tls, target_group, .. }
+            | Step::ModifyListener { balancer, port, protocol, tls, target_group } => {
+                let same = self.listeners(balancer).get(port);
+                let arn = same.map_or_else(|| format!("arn:l/{serial}"), |listener| listener.arn.to_string());
+                let target_group = self.observed.target_groups[target_group].arn.clone();
+                let is_new = same.is_none();
                 Outcome::Listener(Listener {
-                    arn: same.unwrap_or_else(|| format!("arn:l/{serial}").into()),
-                    protocol: protocol.as_str().into(),
-                    target_group: Some(self.observed.target_groups[target_group].arn.clone()),
+                    certificate: tls.as_ref().map(|tls| tls.certificates[0].clone()),
+                    policy: tls.as_ref().map(|tls| tls.policy.clone()),
+                    alpn: tls.as_ref().and_then(|tls| tls.alpn.clone()),
+                    certificates: is_new.then(BTreeSet::new),
+                    attributes: is_new.then(Attributes::new),
+                    ..listener(arn, protocol.as_str(), Some(target_group))
                 })
             }
             Step::SetGroups { groups, .. } => {
@@ -302,8 +341,12 @@ impl World {
         self.steps.push(step.clone());
     }
 
-    /// Time passes: AWS sets load balancers up, placement attaches and detaches, each a stage further.
+    /// Time passes: AWS sets load balancers up, placement attaches and detaches, each a stage further; what a new process
+    /// did not know is read.
     fn tick(&mut self) {
+        for known in std::mem::take(&mut self.unread) {
+            known(&mut self.observed);
+        }
         for balancer in self.observed.balancers.values_mut() {
             balancer.state = BalancerState::Active;
         }
@@ -331,9 +374,35 @@ impl World {
 
     /// What a new process knows: everything that is in AWS, nothing that is not.
     fn restart(&mut self) {
+        let mut unread: Vec<Reading> = std::mem::take(&mut self.unread);
         for group in self.observed.target_groups.values_mut() {
             (group.intent, group.served) = (Intent::Undecided, false);
+            if let Some(attributes) = group.attributes.take() {
+                let name = group.name.clone();
+                unread.push(Rc::new(move |observed| {
+                    if let Some(group) = observed.target_groups.get_mut(&name) {
+                        group.attributes.get_or_insert_with(|| attributes.clone());
+                    }
+                }));
+            }
         }
+        for balancer in self.observed.balancers.values_mut() {
+            let hidden = balancer.clone();
+            balancer.attributes = None;
+            for listener in balancer.listeners.iter_mut().flat_map(BTreeMap::values_mut) {
+                (listener.certificates, listener.attributes) = (None, None);
+            }
+            unread.push(Rc::new(move |observed| {
+                let Some(balancer) = observed.balancers.get_mut(&hidden.name) else { return };
+                balancer.attributes = balancer.attributes.take().or_else(|| hidden.attributes.clone());
+                for (port, listener) in balancer.listeners.iter_mut().flatten() {
+                    if let Some(before) = hidden.listeners.iter().flatten().find(|(known, _)| *known == port) {
+                        listener.keep(before.1);
+                    }
+                }
+            }));
+        }
+        self.unread = unread;
     }
 
     fn plan(&self, spec: Option<&ServiceSpec>) -> Option<Plan> {
@@ -385,8 +454,9 @@ impl World {
             .iter()
             .map(|balancer| {
                 let listeners = balancer.listeners.iter().flatten();
-                let listeners: Vec<_> =
-                    listeners.map(|(port, shown)| (port, &shown.protocol, named(&shown.target_group))).collect();
+                let listeners = listeners
+                    .map(|(port, shown)| (port, &shown.protocol, &shown.certificate, named(&shown.target_group)));
+                let listeners: Vec<_> = listeners.collect();
                 (
                     &balancer.name,
                     balancer.scheme,
@@ -420,16 +490,34 @@ impl World {
         for (port, wanted) in &spec.ports {
             let target_group = listeners[port].target_group.as_ref().unwrap();
             let target_group = self.observed.target_group(target_group).expect("a target group of ours");
-            assert_eq!(listeners[port].protocol, wanted.protocol.as_str());
+            let listener = &listeners[port];
+            assert_eq!(listener.protocol, wanted.protocol.as_str());
             assert_eq!(
                 (target_group.port, target_group.protocol.as_str()),
-                (wanted.node_port, wanted.protocol.as_str())
+                (wanted.node_port, wanted.target_protocol.as_str())
             );
             assert!(target_group.served);
-            let health = spec.local_health_port.unwrap_or(10256).to_string();
-            assert_eq!(target_group.health.port, health);
+            if spec.health.port.is_none() && spec.health.protocol.is_none() {
+                let health = spec.local_health_port.unwrap_or(10256).to_string();
+                assert_eq!(target_group.health.port, health);
+            }
+            assert_eq!(target_group.health.interval, spec.health.interval.unwrap_or(10));
+            if let Some(tls) = &wanted.tls {
+                let mut present = listener.certificates.clone().unwrap();
+                present.extend(listener.certificate.clone());
+                assert_eq!(present, tls.certificates.iter().cloned().collect());
+                assert_eq!((listener.certificate.as_ref(), &listener.alpn), (tls.certificates.first(), &tls.alpn));
+            }
+            let delay = |attributes: &Attributes| attributes.get(DELAY).cloned().unwrap_or_else(|| "300".into());
+            assert_eq!(delay(target_group.attributes.as_ref().unwrap()), delay(&wanted.attributes));
+            if wanted.protocol == Protocol::Tcp {
+                let idle = |attributes: &Attributes| attributes.get(IDLE).cloned().unwrap_or_else(|| "350".into());
+                assert_eq!(idle(listener.attributes.as_ref().unwrap()), idle(&wanted.listener_attributes));
+            }
             assert_eq!(slice.attachments[target_group.name.as_str()].len(), 2);
         }
+        let zone = |attributes: &Attributes| attributes.get(CROSS_ZONE).is_some_and(|value| value == "true");
+        assert_eq!(zone(balancer.attributes.as_ref().unwrap()), zone(&spec.attributes));
         let [frontend] = slice.groups.as_slice() else { panic!("{} frontend groups", slice.groups.len()) };
         let rules: usize = spec.ports.values().map(|port| port.protocol.parts().len()).sum();
         assert_eq!(frontend.rules.len(), rules * spec.source_ranges.len());
@@ -462,11 +550,17 @@ fn subject(step: &Step) -> (Resource, bool) {
         | Step::SetSubnets { balancer: name, .. }
         | Step::CreateListener { balancer: name, .. }
         | Step::ModifyListener { balancer: name, .. }
+        | Step::AddCertificates { balancer: name, .. }
+        | Step::RemoveCertificates { balancer: name, .. }
         | Step::DeleteListener { balancer: name, .. }
         | Step::DeleteBalancer { name, .. } => (balancer(name), false),
         Step::ModifyHealthCheck { target_group: name, .. }
         | Step::Intend { target_group: name, .. }
         | Step::DeleteTargetGroup { name, .. } => (target_group(name), false),
+        Step::ModifyAttributes { of, .. } => match of {
+            AttributesOf::Balancer(name) | AttributesOf::Listener(name, _) => (balancer(name), false),
+            AttributesOf::TargetGroup(name) => (target_group(name), false),
+        },
         Step::Tag { resource, .. } | Step::Untag { resource, .. } => (resource.clone(), false),
         Step::AuthorizeNodes { .. } | Step::RevokeNodes { .. } => panic!("{step}: no Service's business"),
     }
@@ -587,7 +681,7 @@ fn r37_a_new_node_port_moves_the_listener_only_once_the_new_target_group_is_serv
     assert!(matches!(plan.waits.as_slice(), [Wait::Targets { .. }]), "{:?}", plan.waits);
 
     world.settle(Some(&edited));
-    let expected = ["create target", "point listener", "Release target", "delete target"];
+    let expected = ["create target", "set listener", "Release target", "delete target"];
     assert_eq!(kinds(&world.steps), expected);
     assert!(said(&world.steps)[3].starts_with(&format!("delete target group {before}:")));
     assert_eq!(world.of().balancers[0].listeners.as_ref().unwrap()[&80].arn, listener);
@@ -688,7 +782,7 @@ fn a_listener_that_somebody_pointed_elsewhere_comes_back_at_once() {
     let balancer = world.observed.balancers.get_mut(&name).unwrap();
     balancer.listeners.as_mut().unwrap().get_mut(&80).unwrap().target_group = Some("arn:tg/foreign-0".into());
     world.settle(Some(&web()));
-    assert_eq!(kinds(&world.steps), ["point listener"]);
+    assert_eq!(kinds(&world.steps), ["set listener"]);
     world.assert_serves(&web());
 }
 
@@ -696,7 +790,7 @@ fn a_listener_that_somebody_pointed_elsewhere_comes_back_at_once() {
 fn a_listener_that_nobody_asked_for_goes() {
     let mut world = settled(&web());
     let name = world.of().balancers[0].name.clone();
-    let stranger = Listener { arn: "arn:l/x".into(), protocol: "TCP".into(), target_group: None };
+    let stranger = listener("arn:l/x".into(), "TCP", None);
     let balancer = world.observed.balancers.get_mut(&name).unwrap();
     balancer.listeners.as_mut().unwrap().insert(9999, stranger);
     world.settle(Some(&web()));
@@ -766,27 +860,61 @@ fn the_tags_of_others_stay() {
     assert!(tags.contains_key("audit") && !tags.contains_key("team"), "{tags:?}");
 }
 
+fn any_port() -> impl Strategy<Value = Port> {
+    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp, Protocol::Tls]);
+    let certificates = subsequence(vec!["cert-a", "cert-b", "cert-c"], 1..=3).prop_shuffle();
+    let tls = (certificates, select(vec![None, Some("HTTP2Optional")]), any::<bool>());
+    let attribute = |key: &'static str, values: [&'static str; 2]| {
+        let chosen = prop::option::of(select(values.to_vec()));
+        chosen.prop_map(move |value| value.map(|value| (key.to_owned(), value.to_owned())).into_iter().collect())
+    };
+    let attributes = (attribute(DELAY, ["30", "300"]), attribute(IDLE, ["60", "350"]));
+    (select(vec![53u16, 80, 443]), protocol, 30080u16..30083, tls, attributes).prop_map(
+        |(number, protocol, node_port, (certificates, alpn, backend), (attributes, listener_attributes))| {
+            let is_tls = protocol == Protocol::Tls;
+            let certificates = certificates.into_iter().map(Into::into).collect();
+            let tls = Tls { certificates, policy: "policy".into(), alpn: alpn.map(Into::into) };
+            let listener_attributes = if protocol == Protocol::Tcp { listener_attributes } else { Attributes::new() };
+            Port {
+                tls: is_tls.then_some(tls),
+                target_protocol: if is_tls && !backend { Protocol::Tcp } else { protocol },
+                attributes,
+                listener_attributes,
+                ..Port::new(number, protocol, node_port)
+            }
+        },
+    )
+}
+
 fn any_spec() -> impl Strategy<Value = ServiceSpec> {
-    let protocol = select(vec![Protocol::Tcp, Protocol::Udp, Protocol::TcpUdp]);
-    let port = (select(vec![53u16, 80, 443]), protocol, 30080u16..30083);
-    let ports = prop::collection::vec(port, 1..4);
+    let ports = prop::collection::vec(any_port(), 1..4);
     let scheme = select(vec![None, None, Some(Scheme::Internal), Some(Scheme::InternetFacing)]);
     let tags = select(vec![vec![], vec![("team", "a")], vec![("team", "b"), ("cost center", "7")]]);
     let ranges = subsequence(vec!["0.0.0.0/0", "10.0.0.0/8", "192.168.0.0/16"], 1..=3);
     let subnets = select(vec![vec![], vec!["subnet-a", "subnet-b"], vec!["subnet-a2", "subnet-b"], vec!["subnet-b"]]);
     let name = select(vec![None, None, None, Some("fancy")]);
-    let health = select(vec![None, Some(31500u16)]);
+    let health = (select(vec![None, Some(31500u16)]), select(vec![None, Some(5), Some(30)]), any::<bool>());
+    let cross_zone = select(vec![None, Some("true"), Some("false")]);
     let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
-    (ports, scheme, tags, ranges, subnets, name, health, address_type).prop_map(
-        |(ports, scheme, tags, ranges, subnets, name, health, address_type)| ServiceSpec {
-            scheme,
-            address_type,
-            name: name.map(Into::into),
-            subnets: subnets.into_iter().map(Into::into).collect(),
-            tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
-            source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
-            local_health_port: health,
-            ..spec(&ports)
+    (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, address_type)).prop_map(
+        |(ports, scheme, tags, ranges, subnets, name, (local, interval, tcp), (cross_zone, address_type))| {
+            ServiceSpec {
+                scheme,
+                address_type,
+                name: name.map(Into::into),
+                subnets: subnets.into_iter().map(Into::into).collect(),
+                tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+                source_ranges: ranges.into_iter().map(|range| range.parse().unwrap()).collect(),
+                ports: ports.into_iter().map(|port| (port.port, port)).collect(),
+                local_health_port: local,
+                health: HealthCheckSpec {
+                    interval,
+                    protocol: tcp.then_some(HealthProtocol::Tcp),
+                    ..HealthCheckSpec::default()
+                },
+                attributes: cross_zone.map(|value| (CROSS_ZONE.into(), value.into())).into_iter().collect(),
+                ..spec(&[])
+            }
         },
     )
 }

@@ -26,6 +26,61 @@ pub const TYPE: &str = key!("aws-load-balancer-type");
 /// `instance` is what weir does; `ip` cannot be had.
 pub const TARGET_TYPE: &str = key!("aws-load-balancer-nlb-target-type");
 
+/// Certificates of TLS listeners.
+pub const SSL_CERT: &str = key!("aws-load-balancer-ssl-cert");
+/// Ports whose listeners are TLS.
+pub const SSL_PORTS: &str = key!("aws-load-balancer-ssl-ports");
+/// Security policy of TLS listeners.
+pub const SSL_POLICY: &str = key!("aws-load-balancer-ssl-negotiation-policy");
+/// Whether TLS goes on to the targets.
+pub const BACKEND_PROTOCOL: &str = key!("aws-load-balancer-backend-protocol");
+/// ALPN policy of TLS listeners.
+pub const ALPN_POLICY: &str = key!("aws-load-balancer-alpn-policy");
+/// Attributes of one listener; the key goes on with its protocol and port.
+pub const LISTENER_ATTRIBUTES: &str = key!("aws-load-balancer-listener-attributes.");
+/// Whether TCP and UDP may share a port.
+pub const TCP_UDP_LISTENER: &str = key!("aws-load-balancer-enable-tcp-udp-listener");
+/// QUIC, which weir does not have.
+pub const QUIC_PORTS: &str = key!("aws-load-balancer-quic-enabled-ports");
+/// Weighted actions, which weir does not have.
+pub const ACTIONS: &str = key!("actions.");
+/// Attributes of all target groups.
+pub const TARGET_GROUP_ATTRIBUTES: &str = key!("aws-load-balancer-target-group-attributes");
+/// Attributes of one target group; the key goes on with its port.
+pub const TARGET_GROUP_ATTRIBUTES_OF: &str = key!("aws-load-balancer-target-group-attributes.");
+/// PROXY protocol on all target groups.
+pub const PROXY_PROTOCOL: &str = key!("aws-load-balancer-proxy-protocol");
+/// PROXY protocol on some target groups.
+pub const PROXY_PROTOCOL_PORTS: &str = key!("aws-load-balancer-proxy-protocol-per-target-group");
+/// Protocol of health checks.
+pub const HEALTH_PROTOCOL: &str = key!("aws-load-balancer-healthcheck-protocol");
+/// Port of health checks.
+pub const HEALTH_PORT: &str = key!("aws-load-balancer-healthcheck-port");
+/// Path of health checks.
+pub const HEALTH_PATH: &str = key!("aws-load-balancer-healthcheck-path");
+/// HTTP status codes of a good answer.
+pub const HEALTH_CODES: &str = key!("aws-load-balancer-healthcheck-success-codes");
+/// Seconds between health checks.
+pub const HEALTH_INTERVAL: &str = key!("aws-load-balancer-healthcheck-interval");
+/// Seconds a health check may take.
+pub const HEALTH_TIMEOUT: &str = key!("aws-load-balancer-healthcheck-timeout");
+/// Good checks that make a target healthy.
+pub const HEALTHY_THRESHOLD: &str = key!("aws-load-balancer-healthcheck-healthy-threshold");
+/// Bad checks that make a target unhealthy.
+pub const UNHEALTHY_THRESHOLD: &str = key!("aws-load-balancer-healthcheck-unhealthy-threshold");
+/// Target groups that several clusters share, which weir does not have.
+pub const MULTI_CLUSTER: &str = key!("aws-load-balancer-multi-cluster-target-group");
+/// Attributes of the load balancer.
+pub const ATTRIBUTES: &str = key!("aws-load-balancer-attributes");
+/// Whether a zone's node of the load balancer sends to targets of other zones.
+pub const CROSS_ZONE: &str = key!("aws-load-balancer-cross-zone-load-balancing-enabled");
+/// Whether access logs are written.
+pub const ACCESS_LOG: &str = key!("aws-load-balancer-access-log-enabled");
+/// Bucket of access logs.
+pub const ACCESS_LOG_BUCKET: &str = key!("aws-load-balancer-access-log-s3-bucket-name");
+/// Prefix of access logs in their bucket.
+pub const ACCESS_LOG_PREFIX: &str = key!("aws-load-balancer-access-log-s3-bucket-prefix");
+
 /// What weir does with a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -96,7 +151,7 @@ const fn row(
 #[rustfmt::skip] // A row a line.
 pub const TABLE: &[Row] = &[
     row(TYPE, "`nlb`, `external` or `nlb-ip`", "", "none: the class decides", Change::Nothing, Answer::Honoured),
-    row(TARGET_TYPE, "`instance`", "`instance`", "CreateTargetGroup·TargetType", Change::Never, Answer::Honoured),
+    row(TARGET_TYPE, "`instance`", "`instance`", "CreateTargetGroup·TargetType", Change::Never, Answer::Refused),
     row(NAME, "1 to 32 letters, digits and hyphens", "generated", "CreateLoadBalancer·Name", Change::Never, Answer::Honoured),
     row(SCHEME, "`internal` or `internet-facing`", "`internet-facing` (`--default-scheme`)", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
     row(INTERNAL, "boolean; an older spelling of aws-load-balancer-scheme", "", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
@@ -107,35 +162,35 @@ pub const TABLE: &[Row] = &[
     row(key!("aws-load-balancer-ipv6-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·IPv6Address", Change::Never, Answer::NotYet),
     row(key!("aws-load-balancer-enable-prefix-for-ipv6-source-nat"), "`on` or `off`", "`off`", "CreateLoadBalancer, SetSubnets·EnablePrefixForIpv6SourceNat", Change::InPlace, Answer::NotYet),
     row(key!("aws-load-balancer-source-nat-ipv6-prefixes"), "list of `auto_assigned` or /80 prefixes, one per subnet", "`auto_assigned`", "SubnetMappings·SourceNatIpv6Prefix", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-attributes"), "map", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-cross-zone-load-balancing-enabled"), "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-access-log-enabled"), "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-access-log-s3-bucket-name"), "name of a bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-access-log-s3-bucket-prefix"), "prefix in the bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::NotYet),
+    row(ATTRIBUTES, "map", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
+    row(CROSS_ZONE, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
+    row(ACCESS_LOG, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
+    row(ACCESS_LOG_BUCKET, "name of a bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
+    row(ACCESS_LOG_PREFIX, "prefix in the bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-minimum-load-balancer-capacity"), "`CapacityUnits=<number>`", "`CapacityUnits=0`", "ModifyCapacityReservation", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-ssl-cert"), "list of certificate ARNs; the first is the default", "no TLS", "CreateListener·Certificates, AddListenerCertificates", Change::Listener, Answer::NotYet),
-    row(key!("aws-load-balancer-ssl-ports"), "list of port names or numbers, or `*`", "all TCP ports", "CreateListener·Protocol", Change::Listener, Answer::NotYet),
-    row(key!("aws-load-balancer-ssl-negotiation-policy"), "name of a security policy", "`ELBSecurityPolicy-2016-08`", "CreateListener·SslPolicy", Change::Listener, Answer::NotYet),
-    row(key!("aws-load-balancer-backend-protocol"), "`tcp` or `ssl`", "`tcp`", "CreateTargetGroup·Protocol", Change::TargetGroup, Answer::NotYet),
-    row(key!("aws-load-balancer-alpn-policy"), "`None`, `HTTP1Only`, `HTTP2Only`, `HTTP2Optional` or `HTTP2Preferred`", "`None`", "CreateListener·AlpnPolicy", Change::Listener, Answer::NotYet),
-    row(key!("aws-load-balancer-listener-attributes."), "map; the key ends in `<PROTOCOL>-<port>`", "AWS's defaults", "ModifyListenerAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-enable-tcp-udp-listener"), "boolean", "`true`", "CreateListener·Protocol", Change::Listener, Answer::NotYet),
-    row(key!("aws-load-balancer-quic-enabled-ports"), "not supported", "", "none", Change::Nothing, Answer::NotYet),
-    row(key!("actions."), "not supported", "", "none", Change::Nothing, Answer::NotYet),
-    row(key!("aws-load-balancer-target-group-attributes"), "map", "AWS's defaults", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-target-group-attributes."), "map; the key ends in a port of the Service", "those for all ports", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-proxy-protocol"), "`*`", "off", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-proxy-protocol-per-target-group"), "list of port numbers", "", "ModifyTargetGroupAttributes", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-protocol"), "`tcp`, `http` or `https`", "`http`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-port"), "`traffic-port`, a number, or the name of a port of the Service", "10256; under policy Local the healthCheckNodePort", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-path"), "path that begins with `/`", "`/healthz`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-success-codes"), "codes or ranges between 200 and 599", "`200-399`", "CreateTargetGroup, ModifyTargetGroup·Matcher", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-interval"), "5 to 300 seconds", "10", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-timeout"), "2 to 120 seconds", "6", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-healthy-threshold"), "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-healthcheck-unhealthy-threshold"), "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::NotYet),
+    row(SSL_CERT, "list of certificate ARNs; the first is the default", "no TLS", "CreateListener·Certificates, AddListenerCertificates", Change::Listener, Answer::Honoured),
+    row(SSL_PORTS, "list of port names or numbers, or `*`", "all TCP ports", "CreateListener·Protocol", Change::Listener, Answer::Honoured),
+    row(SSL_POLICY, "name of a security policy", "`ELBSecurityPolicy-TLS13-1-2-2021-06`", "CreateListener·SslPolicy", Change::Listener, Answer::Honoured),
+    row(BACKEND_PROTOCOL, "`tcp` or `ssl`", "`tcp`", "CreateTargetGroup·Protocol", Change::TargetGroup, Answer::Honoured),
+    row(ALPN_POLICY, "`None`, `HTTP1Only`, `HTTP2Only`, `HTTP2Optional` or `HTTP2Preferred`", "`None`", "CreateListener·AlpnPolicy", Change::Listener, Answer::Honoured),
+    row(LISTENER_ATTRIBUTES, "map; the key ends in `<PROTOCOL>-<port>`", "AWS's defaults", "ModifyListenerAttributes", Change::InPlace, Answer::Honoured),
+    row(TCP_UDP_LISTENER, "boolean", "`true`", "CreateListener·Protocol", Change::Listener, Answer::Honoured),
+    row(QUIC_PORTS, "not supported", "", "none", Change::Nothing, Answer::Refused),
+    row(ACTIONS, "not supported", "", "none", Change::Nothing, Answer::Refused),
+    row(TARGET_GROUP_ATTRIBUTES, "map", "AWS's defaults", "ModifyTargetGroupAttributes", Change::InPlace, Answer::Honoured),
+    row(TARGET_GROUP_ATTRIBUTES_OF, "map; the key ends in a port of the Service", "those for all ports", "ModifyTargetGroupAttributes", Change::InPlace, Answer::Honoured),
+    row(PROXY_PROTOCOL, "`*`", "off", "ModifyTargetGroupAttributes", Change::InPlace, Answer::Honoured),
+    row(PROXY_PROTOCOL_PORTS, "list of port numbers", "", "ModifyTargetGroupAttributes", Change::InPlace, Answer::Honoured),
+    row(HEALTH_PROTOCOL, "`tcp`, `http` or `https`", "`http`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(HEALTH_PORT, "`traffic-port`, a number, or the name of a port of the Service", "10256; under policy Local the healthCheckNodePort", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(HEALTH_PATH, "path that begins with `/`", "`/healthz`", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(HEALTH_CODES, "codes or ranges between 200 and 599", "`200-399`", "CreateTargetGroup, ModifyTargetGroup·Matcher", Change::InPlace, Answer::Honoured),
+    row(HEALTH_INTERVAL, "5 to 300 seconds", "10", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(HEALTH_TIMEOUT, "2 to 120 seconds", "6", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(HEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
+    row(UNHEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-target-node-labels"), "map of node labels", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-multi-cluster-target-group"), "`false`", "`false`", "none", Change::Nothing, Answer::NotYet),
+    row(MULTI_CLUSTER, "`false`", "`false`", "none", Change::Nothing, Answer::Refused),
     row(SOURCE_RANGES, "list of CIDR blocks", "`0.0.0.0/0`; with dualstack also `::/0`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-security-group-prefix-lists"), "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::NotYet),
     row(key!("aws-load-balancer-security-groups"), "list of group ids or `Name` tags", "a group of the Service's own", "CreateLoadBalancer, SetSecurityGroups", Change::InPlace, Answer::NotYet),

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::Scheme;
+use super::{Scheme, kept};
 use crate::model::annotation::{self, Annotations, Problem};
+use crate::model::attribute::{Attributes, Holder};
 use crate::model::name::NAME_LIMIT;
 use crate::model::ownership::{TAG_PREFIX, TAG_VALUE_LIMIT, Tags, encode_keys};
 
@@ -101,3 +102,53 @@ pub(super) fn parse_tags(annotations: Annotations<'_>) -> Result<Tags, Problem> 
         }
     }
 }
+
+/// Attributes of the load balancer, from the map and from the keys that stand for one of them.
+pub(super) fn parse_attributes(annotations: Annotations<'_>, problems: &mut Vec<Problem>) -> Attributes {
+    let mut asked = kept(annotations.map(annotation::ATTRIBUTES), problems);
+    let text = annotations.text(annotation::ATTRIBUTES).unwrap_or_default();
+    for (name, value) in &asked {
+        if let Some((wrong, expected)) = Holder::Balancer(Scheme::InternetFacing).objection(name, value) {
+            problems.push(Problem::new(annotation::ATTRIBUTES, text, wrong, expected));
+        }
+    }
+    let flag = |key, problems: &mut Vec<_>| kept(annotations.flag(key), problems).map(|on| on.to_string());
+    let text = |key| annotations.text(key).map(str::to_owned);
+    let single = [
+        (annotation::CROSS_ZONE, "load_balancing.cross_zone.enabled", flag(annotation::CROSS_ZONE, problems)),
+        (annotation::ACCESS_LOG, LOGS, flag(annotation::ACCESS_LOG, problems)),
+        (annotation::ACCESS_LOG_BUCKET, LOG_BUCKET, text(annotation::ACCESS_LOG_BUCKET)),
+        (annotation::ACCESS_LOG_PREFIX, "access_logs.s3.prefix", text(annotation::ACCESS_LOG_PREFIX)),
+    ];
+    for (key, name, value) in single {
+        let Some(value) = value else { continue };
+        match asked.get(name).filter(|other| **other != value) {
+            Some(other) => {
+                let text = annotations.text(key).unwrap_or_default();
+                let wrong = format!("contradicts {name}={other}");
+                problems.push(Problem::new(
+                    key,
+                    text,
+                    wrong,
+                    format!("one of the two, as in {}", annotation::ATTRIBUTES),
+                ));
+            }
+            None => drop(asked.insert(name.to_owned(), value)),
+        }
+    }
+    let on = asked.get(LOGS).is_some_and(|value| value == "true");
+    if on && asked.get(LOG_BUCKET).is_none_or(String::is_empty) {
+        let key = if annotations.text(annotation::ACCESS_LOG).is_some() {
+            annotation::ACCESS_LOG
+        } else {
+            annotation::ATTRIBUTES
+        };
+        let text = annotations.text(key).unwrap_or_default();
+        let wrong = "turns access logs on without a bucket";
+        problems.push(Problem::new(key, text, wrong, format!("a bucket, as in {}", annotation::ACCESS_LOG_BUCKET)));
+    }
+    asked
+}
+
+const LOGS: &str = "access_logs.s3.enabled";
+const LOG_BUCKET: &str = "access_logs.s3.bucket";

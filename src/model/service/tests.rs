@@ -27,7 +27,7 @@ fn sentence(spec: serde_json::Value, annotations: &[(&str, &str)]) -> String {
 #[test]
 fn a_bare_expose() {
     let spec = parse(&service(one_port(), &[])).unwrap();
-    assert_eq!(spec.ports, BTreeMap::from([(80, Port { port: 80, protocol: Protocol::Tcp, node_port: 30080 })]));
+    assert_eq!(spec.ports, BTreeMap::from([(80, Port::new(80, Protocol::Tcp, 30080))]));
     assert_eq!(spec.source_ranges, BTreeSet::from(["0.0.0.0/0".parse().unwrap()]));
     assert_eq!((spec.scheme, spec.name, spec.local_health_port), (None, None, None));
 }
@@ -75,6 +75,258 @@ fn the_older_spelling_of_the_scheme() {
         sentence(one_port(), &[(annotation::INTERNAL, "false"), (annotation::SCHEME, "internal")]),
         "service.beta.kubernetes.io/aws-load-balancer-internal: \"false\" contradicts the scheme internal; expected \
          one of the two, as in service.beta.kubernetes.io/aws-load-balancer-scheme"
+    );
+}
+
+/// Two TCP ports, one UDP port.
+fn three_ports() -> serde_json::Value {
+    json!({"type": "LoadBalancer", "ports": [
+        {"name": "web", "port": 80, "nodePort": 30080, "protocol": "TCP"},
+        {"name": "tls", "port": 443, "nodePort": 30443, "protocol": "TCP"},
+        {"name": "dns", "port": 53, "nodePort": 30053, "protocol": "UDP"},
+    ]})
+}
+
+fn parsed(annotations: &[(&str, &str)]) -> ServiceSpec {
+    parse(&service(three_ports(), annotations)).unwrap()
+}
+
+const CERT: &str = "arn:aws:acm:us-east-1:111122223333:certificate/a";
+const OTHER: &str = "arn:aws-cn:iam::111122223333:server-certificate/b";
+
+#[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
+fn sentences_about_listeners_and_target_groups() {
+    let listener = format!("{}TCP-81", annotation::LISTENER_ATTRIBUTES);
+    let of_udp = format!("{}UDP-53", annotation::LISTENER_ATTRIBUTES);
+    let tcp = format!("{}TCP-80", annotation::LISTENER_ATTRIBUTES);
+    let group = format!("{}8080", annotation::TARGET_GROUP_ATTRIBUTES_OF);
+    let action = format!("{}TCP-80", annotation::ACTIONS);
+    let policies = "None, HTTP1Only, HTTP2Only, HTTP2Optional or HTTP2Preferred";
+    let cert_rule = "ARNs of ACM or IAM server certificates, each once, separated by commas";
+    let (cert, cert_twice) = (format!("{CERT},arn:aws:s3:::x"), format!("{CERT},{CERT}"));
+    let cases: &[(&str, &str, String)] = &[
+        (annotation::SSL_CERT, &cert, format!("has \"arn:aws:s3:::x\", which is no certificate's ARN; expected {cert_rule}")),
+        (annotation::SSL_CERT, &cert_twice, format!("has {CERT:?} twice; expected {cert_rule}")),
+        (annotation::SSL_CERT, ",", format!("names no certificate; expected {cert_rule}")),
+        (
+            annotation::SSL_PORTS,
+            "443",
+            format!("is given without {}; expected a certificate too", annotation::SSL_CERT),
+        ),
+        (
+            annotation::SSL_POLICY,
+            "TLS 1.2",
+            "is no security policy; expected the name of a security policy, such as ELBSecurityPolicy-TLS13-1-2-2021-06"
+                .into(),
+        ),
+        (annotation::ALPN_POLICY, "h2", format!("is unknown; expected {policies}")),
+        (annotation::BACKEND_PROTOCOL, "grpc", "is an unknown protocol; expected tcp or ssl".into()),
+        (
+            &listener,
+            "tcp.idle_timeout.seconds=60",
+            "is for \"TCP-81\", which is no listener of the Service; expected a key that ends in protocol and port, such as \
+             TCP-80"
+                .into(),
+        ),
+        (
+            &of_udp,
+            "tcp.idle_timeout.seconds=60",
+            "is for a UDP listener, which has no attributes; expected a TCP listener".into(),
+        ),
+        (
+            &tcp,
+            "tcp.idle_timeout.seconds=59",
+            "has \"59\" for tcp.idle_timeout.seconds; expected a number from 60 to 6000".into(),
+        ),
+        (
+            annotation::QUIC_PORTS,
+            "443",
+            "asks for QUIC, which is not supported by this controller; expected no such annotation".into(),
+        ),
+        (
+            &action,
+            "{}",
+            "asks for an action, which is not supported by this controller; expected no such annotation; each port \
+             forwards to its own targets"
+                .into(),
+        ),
+        (annotation::TARGET_TYPE, "ip", "is not supported by this controller; expected instance".into()),
+        (
+            annotation::MULTI_CLUSTER,
+            "true",
+            "is not supported by this controller, which attaches target groups to Auto Scaling groups; expected false"
+                .into(),
+        ),
+        (
+            annotation::TARGET_GROUP_ATTRIBUTES,
+            "preserve_client_ip.enabled=false",
+            "turns off preserve_client_ip.enabled, which cannot be disabled for UDP; expected true".into(),
+        ),
+        (
+            annotation::TARGET_GROUP_ATTRIBUTES,
+            "target_health_state.unhealthy.draining_interval_seconds=10",
+            "has target_health_state.unhealthy.draining_interval_seconds without \
+             target_health_state.unhealthy.connection_termination.enabled=false; expected both, or neither"
+                .into(),
+        ),
+        (
+            &group,
+            "stickiness.enabled=true",
+            "names \"8080\", which is no port of the Service; expected a key that ends in the number of a port".into(),
+        ),
+        (annotation::PROXY_PROTOCOL, "on", "is unknown; expected *".into()),
+        (
+            annotation::PROXY_PROTOCOL_PORTS,
+            "80, 81",
+            "names \"81\", which is no port of the Service; expected numbers of ports of the Service".into(),
+        ),
+        (
+            annotation::HEALTH_PROTOCOL,
+            "udp",
+            "is an unsupported health check protocol; expected tcp, http or https".into(),
+        ),
+        (
+            annotation::HEALTH_PORT,
+            "admin",
+            "is no port; expected traffic-port, 1 to 65535, or the name of a port of the Service".into(),
+        ),
+        (
+            annotation::HEALTH_PORT,
+            "65536",
+            "is out of range; expected traffic-port, 1 to 65535, or the name of a port of the Service".into(),
+        ),
+        (
+            annotation::HEALTH_PORT,
+            "traffic-port",
+            "cannot check port 53, since UDP answers no check; expected a number, or the name of a TCP port".into(),
+        ),
+        (annotation::HEALTH_PORT, "dns", "is a UDP port, which answers no check; expected a TCP port".into()),
+        (annotation::HEALTH_PATH, "ready", "does not begin with \"/\"; expected a path such as /healthz".into()),
+        (
+            annotation::HEALTH_CODES,
+            "200-199",
+            "has a part that is no HTTP status code; expected codes or ranges of codes from 200 to 599, as in 200,204 or \
+             200-399"
+                .into(),
+        ),
+        (annotation::HEALTH_INTERVAL, "4", "is out of range; expected 5 to 300".into()),
+        (annotation::HEALTH_INTERVAL, "soon", "is no whole number; expected 5 to 300".into()),
+        (annotation::HEALTH_TIMEOUT, "11", "is longer than the interval of 10 seconds; expected at most the interval".into()),
+        (annotation::HEALTHY_THRESHOLD, "1", "is out of range; expected 2 to 10".into()),
+        (annotation::UNHEALTHY_THRESHOLD, "11", "is out of range; expected 2 to 10".into()),
+    ];
+    for (key, value, rest) in cases {
+        assert_eq!(sentence(three_ports(), &[(key, value)]), format!("{key}: {value:?} {rest}"));
+    }
+}
+
+#[test]
+fn contradictions() {
+    for (annotations, rest) in [
+        (
+            [(annotation::SSL_CERT, CERT), (annotation::SSL_PORTS, "web,dns")],
+            "names \"dns\", whose protocol is UDP; expected TCP ports",
+        ),
+        (
+            [(annotation::SSL_CERT, CERT), (annotation::SSL_PORTS, "admin")],
+            "names \"admin\", which is no port of the Service; expected names or numbers of ports, or *",
+        ),
+        ([(annotation::PROXY_PROTOCOL, "*"), (annotation::PROXY_PROTOCOL_PORTS, "80")], "is given together with "),
+        (
+            [(annotation::ATTRIBUTES, "load_balancing.cross_zone.enabled=true"), (annotation::CROSS_ZONE, "false")],
+            "contradicts load_balancing.cross_zone.enabled=true; expected one of the two, as in ",
+        ),
+    ] {
+        let sentence = sentence(three_ports(), &annotations);
+        assert!(sentence.contains(rest), "{sentence}");
+    }
+}
+
+#[test]
+fn sentences_about_attributes_of_the_load_balancer() {
+    for (key, value, rest) in [
+        (annotation::ATTRIBUTES, "idle_timeout.timeout_seconds=60", "which is no attribute of a Network Load Balancer"),
+        (annotation::ATTRIBUTES, "deletion_protection.enabled=yes", "expected true or false"),
+        (
+            annotation::ATTRIBUTES,
+            "secondary_ips.auto_assigned.per_subnet=8",
+            "has \"8\" for secondary_ips.auto_assigned.per_subnet; expected a number from 0 to 7",
+        ),
+        (annotation::CROSS_ZONE, "on", "is no truth value; expected true or false"),
+        (annotation::ACCESS_LOG, "true", "turns access logs on without a bucket; expected a bucket, as in "),
+    ] {
+        let sentence = sentence(three_ports(), &[(key, value)]);
+        assert!(sentence.starts_with(&format!("{key}: {value:?} ")) && sentence.contains(rest), "{sentence}");
+    }
+}
+
+#[test]
+fn tls() {
+    let both = format!("{CERT}, {OTHER}");
+    let spec = parsed(&[
+        (annotation::SSL_CERT, &both),
+        (annotation::SSL_PORTS, "tls"),
+        (annotation::ALPN_POLICY, "HTTP2Optional"),
+        (annotation::BACKEND_PROTOCOL, "ssl"),
+    ]);
+    let tls = Tls {
+        certificates: vec![CERT.into(), OTHER.into()],
+        policy: "ELBSecurityPolicy-TLS13-1-2-2021-06".into(),
+        alpn: Some("HTTP2Optional".into()),
+    };
+    let protocols = |spec: &ServiceSpec| {
+        spec.ports.values().map(|port| (port.port, port.protocol, port.target_protocol)).collect::<Vec<_>>()
+    };
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    assert_eq!(protocols(&spec), [(53, udp, udp), (80, tcp, tcp), (443, Protocol::Tls, Protocol::Tls)]);
+    assert_eq!(spec.ports[&443].tls, Some(tls));
+    let all = parsed(&[(annotation::SSL_CERT, CERT), (annotation::SSL_PORTS, "*"), (annotation::ALPN_POLICY, "None")]);
+    assert_eq!(protocols(&all), [(53, udp, udp), (80, Protocol::Tls, tcp), (443, Protocol::Tls, tcp)]);
+    assert_eq!(all.ports[&80].tls.as_ref().unwrap().alpn, None);
+    let none = parsed(&[(annotation::BACKEND_PROTOCOL, "https"), (annotation::ALPN_POLICY, "HTTP1Only")]);
+    assert_eq!(none.warnings.len(), 3, "{:?}", none.warnings);
+}
+
+#[test]
+fn attributes_of_target_groups_go_from_the_general_to_the_particular() {
+    let own = format!("{}80", annotation::TARGET_GROUP_ATTRIBUTES_OF);
+    let spec = parsed(&[
+        (annotation::TARGET_GROUP_ATTRIBUTES, "deregistration_delay.timeout_seconds=30,stickiness.enabled=true"),
+        (&own, "deregistration_delay.timeout_seconds=10"),
+        (annotation::PROXY_PROTOCOL_PORTS, "443"),
+    ]);
+    let value = |port: u16, key: &str| spec.ports[&port].attributes.get(key).cloned().unwrap_or_default();
+    let delays = [53, 80, 443].map(|port| value(port, "deregistration_delay.timeout_seconds"));
+    assert_eq!(delays, ["30", "10", "30"]);
+    assert_eq!([53, 80, 443].map(|port| value(port, "proxy_protocol_v2.enabled")), ["false", "false", "true"]);
+    assert_eq!(value(80, "stickiness.enabled"), "true");
+}
+
+#[test]
+fn affinity_keeps_the_node_too() {
+    let mut kubernetes = three_ports();
+    kubernetes["sessionAffinity"] = "ClientIP".into();
+    let spec = parse(&service(kubernetes.clone(), &[(annotation::SSL_CERT, CERT)])).unwrap();
+    assert!(spec.ports.values().all(|port| port.attributes["stickiness.enabled"] == "true"));
+    let off = [(annotation::TARGET_GROUP_ATTRIBUTES, "stickiness.enabled=false")];
+    let spec = parse(&service(kubernetes, &off)).unwrap();
+    assert!(spec.ports.values().all(|port| port.attributes["stickiness.enabled"] == "false"));
+}
+
+#[test]
+fn a_shared_port_can_be_forbidden() {
+    let shared = json!({"type": "LoadBalancer", "ports": [
+        {"port": 53, "nodePort": 30053, "protocol": "TCP"}, {"port": 53, "nodePort": 30053, "protocol": "UDP"},
+    ]});
+    assert!(parse(&service(shared.clone(), &[(annotation::TCP_UDP_LISTENER, "1")])).is_ok());
+    assert_eq!(
+        sentence(shared, &[(annotation::TCP_UDP_LISTENER, "false")]),
+        format!(
+            "{}: \"false\" forbids what port 53 asks for, TCP and UDP on one port; expected true, or one protocol for \
+             each port",
+            annotation::TCP_UDP_LISTENER
+        )
     );
 }
 

@@ -1,0 +1,151 @@
+//! Reads what no batched call shows: attributes, and certificates beside the default ones.
+//!
+//! Of what this process makes it knows them. After a restart they are unknown: they are read before a plan where a
+//! Service asks for something, and in slow turns everywhere else, so that what others set is found and put right.
+
+use std::collections::BTreeSet;
+
+use super::account::Account;
+use super::observed::{Balancer, Listener, TargetGroup};
+use crate::aws::classify::{AwsError, Class};
+use crate::model::attribute::Attributes;
+use crate::model::id::{ListenerArn, LoadBalancerArn, TargetGroupArn};
+use crate::model::service::{Protocol, ServiceSpec};
+
+/// One thing to read, and where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Attributes of a load balancer.
+    Balancer { name: String, arn: LoadBalancerArn },
+    /// Attributes of a target group.
+    TargetGroup { name: String, arn: TargetGroupArn },
+    /// Attributes of a listener.
+    Listener { balancer: String, port: u16, arn: ListenerArn },
+    /// Certificates of a listener but its default one.
+    Certificates { balancer: String, port: u16, arn: ListenerArn },
+}
+
+enum Found {
+    Attributes(Attributes),
+    Certificates(BTreeSet<String>),
+}
+
+impl Detail {
+    /// Of a load balancer: all that there is to read.
+    pub fn of_balancer(balancer: &Balancer) -> Vec<Self> {
+        let mut details = vec![Self::attributes_of(balancer)];
+        for (port, listener) in balancer.listeners.iter().flatten() {
+            if listener.protocol == Protocol::Tcp.as_str() {
+                details.push(Self::attributes_of_listener(balancer, *port, listener));
+            } else if listener.protocol == Protocol::Tls.as_str() {
+                details.push(Self::certificates_of(balancer, *port, listener));
+            }
+        }
+        details
+    }
+
+    /// Of a target group.
+    pub fn of_target_group(group: &TargetGroup) -> Self {
+        Self::TargetGroup { name: group.name.clone(), arn: group.arn.clone() }
+    }
+
+    fn attributes_of(balancer: &Balancer) -> Self {
+        Self::Balancer { name: balancer.name.clone(), arn: balancer.arn.clone() }
+    }
+
+    fn attributes_of_listener(balancer: &Balancer, port: u16, listener: &Listener) -> Self {
+        Self::Listener { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
+    }
+
+    fn certificates_of(balancer: &Balancer, port: u16, listener: &Listener) -> Self {
+        Self::Certificates { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
+    }
+
+    async fn read(&self, account: &Account) -> Result<Found, AwsError> {
+        let aws = &account.aws;
+        Ok(match self {
+            Self::Balancer { arn, .. } => Found::Attributes(aws.describe_balancer_attributes(arn).await?),
+            Self::TargetGroup { arn, .. } => Found::Attributes(aws.describe_target_group_attributes(arn).await?),
+            Self::Listener { arn, .. } => Found::Attributes(aws.describe_listener_attributes(arn).await?),
+            Self::Certificates { arn, .. } => Found::Certificates(aws.describe_certificates(arn).await?),
+        })
+    }
+
+    /// Writes into the view what was read, if it is still about the same thing.
+    fn record(&self, account: &Account, found: Found) {
+        let mut state = account.state();
+        let observed = &mut state.observed;
+        match (self, found) {
+            (Self::Balancer { name, arn }, Found::Attributes(attributes)) => {
+                if let Some(balancer) = observed.balancers.get_mut(name).filter(|balancer| balancer.arn == *arn) {
+                    balancer.attributes = Some(attributes);
+                }
+            }
+            (Self::TargetGroup { name, arn }, Found::Attributes(attributes)) => {
+                if let Some(group) = observed.target_groups.get_mut(name).filter(|group| group.arn == *arn) {
+                    group.attributes = Some(attributes);
+                }
+            }
+            (Self::Listener { balancer, port, arn } | Self::Certificates { balancer, port, arn }, found) => {
+                let listener = observed.listener_mut(balancer, *port).filter(|listener| listener.arn == *arn);
+                match (listener, found) {
+                    (Some(listener), Found::Attributes(attributes)) => listener.attributes = Some(attributes),
+                    (Some(listener), Found::Certificates(others)) => listener.certificates = Some(others),
+                    (None, _) => {}
+                }
+            }
+            (Self::Balancer { .. } | Self::TargetGroup { .. }, Found::Certificates(_)) => {}
+        }
+    }
+}
+
+/// What is to be read before a Service can be planned: details that it asks for and that are unknown.
+fn unknown(account: &Account, spec: &ServiceSpec) -> Vec<Detail> {
+    let state = account.state();
+    let slice = state.observed.of(&account.policy.cluster, &spec.owner.uid);
+    let mut details = vec![];
+    for balancer in &slice.balancers {
+        if balancer.attributes.is_none() && !spec.attributes.is_empty() {
+            details.push(Detail::attributes_of(balancer));
+        }
+        for (port, listener) in balancer.listeners.iter().flatten() {
+            let Some(wanted) = spec.ports.get(port) else { continue };
+            if listener.attributes.is_none() && !wanted.listener_attributes.is_empty() {
+                details.push(Detail::attributes_of_listener(balancer, *port, listener));
+            }
+            let asks = wanted.tls.as_ref().is_some_and(|tls| tls.certificates.len() > 1);
+            if listener.certificates.is_none() && asks {
+                details.push(Detail::certificates_of(balancer, *port, listener));
+            }
+        }
+    }
+    for group in slice.target_groups.iter().filter(|group| group.attributes.is_none()) {
+        if spec.ports.values().any(|port| port.node_port == group.port && !port.attributes.is_empty()) {
+            details.push(Detail::of_target_group(group));
+        }
+    }
+    details
+}
+
+/// Reads what a Service asks for and what is unknown. Returns what could not be read: it is left alone until it can.
+pub async fn learn(account: &Account, spec: &ServiceSpec) -> Vec<AwsError> {
+    let details = unknown(account, spec);
+    read(account, &details).await
+}
+
+/// Reads details into the view. Returns what could not be read.
+pub async fn read(account: &Account, details: &[Detail]) -> Vec<AwsError> {
+    let mut errors = vec![];
+    for detail in details {
+        let began = account.state().now();
+        match detail.read(account).await {
+            // A write of ours in between is newer.
+            Ok(found) if account.state().now() == began => detail.record(account, found),
+            Ok(_) => {}
+            // Deleted in between; the next listing takes note.
+            Err(error) if error.class == Class::Missing => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    errors
+}
