@@ -457,6 +457,7 @@ fn create_balancer() -> Step {
         groups: vec!["sg".into()],
         group_ids: BTreeSet::new(),
         tags,
+        attributes: BTreeMap::new(),
     })
 }
 
