@@ -434,6 +434,7 @@ fn target_group() -> DesiredTargetGroup {
             codes: Some("200-399".into()),
         },
         attributes: BTreeMap::new(),
+        nodes: BTreeMap::new(),
         tags: tags_of(Role::TargetGroup),
     }
 }

@@ -17,6 +17,7 @@ use crate::model::attribute::Attributes;
 use crate::model::id::{
     InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
+use crate::model::node::Labels;
 use crate::model::ownership::Tags;
 use crate::model::service::{AddressType, Protocol, Scheme, Tls};
 
@@ -287,6 +288,7 @@ impl Aws {
         made.tags = desired.tags.clone();
         made.attributes = Some(Attributes::new());
         made.intent = Intent::Serve;
+        made.nodes = desired.nodes.clone();
         Ok(made)
     }
 
@@ -648,6 +650,7 @@ fn target_group(shown: &SdkTargetGroup) -> Option<TargetGroup> {
         tags: Tags::new(),
         attributes: None,
         intent: Intent::Undecided,
+        nodes: Labels::new(),
         served: false,
     })
 }

@@ -14,14 +14,14 @@ use tokio::time::Instant;
 
 use super::desired::Policy;
 use super::facts::{Facts, NodeGroups, choose_node_group};
-use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState};
+use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState, TargetGroup};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
 use super::plan::{AttributesOf, Step};
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
 use crate::aws::ec2::Instance;
 use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, ServiceKey, TargetGroupArn, VpcId};
-use crate::model::node::Worker;
+use crate::model::node::{Labels, Worker};
 use crate::model::ownership::{self, Owner, Tags};
 
 /// How long the tags of a load balancer that is not ours are believed. Ours are read at every drift check.
@@ -293,6 +293,7 @@ impl State {
                 if old.arn == new.arn {
                     new.attributes = new.attributes.take().or_else(|| old.attributes.take());
                 }
+                new.nodes = std::mem::take(&mut old.nodes);
             },
         );
         merge_map(&mut observed.groups, fresh.groups, String::as_str, is_newer, &mut missing, |_, _| {});
@@ -355,7 +356,8 @@ impl State {
         for (name, asg) in &self.observed.asgs {
             let is_newer = self.written.get(name.as_str()).is_some_and(|write| *write > began);
             let Some(seen) = fresh.asgs.get(name).filter(|_| !is_newer) else { continue };
-            for arn in asg.sources.keys().filter(|arn| !seen.sources.contains_key(*arn) && ours(*arn)) {
+            let held = asg.sources.iter().filter(|(_, state)| **state != SourceState::Removing).map(|(arn, _)| arn);
+            for arn in held.filter(|arn| !seen.sources.contains_key(*arn) && ours(*arn)) {
                 self.stripped.entry((name.clone(), arn.clone())).or_default().push(now);
             }
         }
@@ -379,8 +381,8 @@ impl State {
     /// Takes note of attachments about to be made, before the call: a plan made meanwhile must not delete what is being
     /// attached. Leaves out what is no longer to be served.
     pub fn begin_attach(&mut self, asg: &AsgName, batch: &[TargetGroupArn]) -> Vec<TargetGroupArn> {
-        let wanted =
-            |arn: &&TargetGroupArn| self.observed.target_group(arn).is_some_and(|group| group.intent == Intent::Serve);
+        let is_wanted = |group: &TargetGroup| group.intent == Intent::Serve && group.nodes.is_empty();
+        let wanted = |arn: &&TargetGroupArn| self.observed.target_group(arn).is_some_and(is_wanted);
         let wanted: Vec<_> = batch.iter().filter(wanted).cloned().collect();
         self.touch(asg.as_str());
         if let Some(known) = self.observed.asgs.get_mut(asg) {
@@ -544,15 +546,16 @@ impl State {
     }
 
     /// Target membership never waits for a configuration to be put right: groups that nobody has planned since the
-    /// start are served as they are.
+    /// start are served as they are, by the nodes with these labels.
     ///
     /// Returns whether that changed anything.
-    pub fn keep_serving(&mut self, cluster: &str, uid: &str) -> bool {
+    pub fn keep_serving(&mut self, cluster: &str, uid: &str, nodes: &Labels) -> bool {
         let mut changed = false;
         for group in self.observed.target_groups.values_mut() {
             let is_theirs = ownership::owner(cluster, &group.tags).is_some_and(|owner| owner.uid == uid);
             if is_theirs && group.intent == Intent::Undecided {
                 group.intent = Intent::Serve;
+                group.nodes = nodes.clone();
                 changed = true;
             }
         }
@@ -644,7 +647,9 @@ fn step_subject(step: &Step) -> &str {
             AttributesOf::Balancer(name) | AttributesOf::TargetGroup(name) | AttributesOf::Listener(name, _) => name,
         },
         Step::CreateTargetGroup(group) => &group.name,
-        Step::ModifyHealthCheck { target_group, .. } | Step::Intend { target_group, .. } => target_group,
+        Step::ModifyHealthCheck { target_group, .. }
+        | Step::Intend { target_group, .. }
+        | Step::Select { target_group, .. } => target_group,
         Step::Tag { resource, .. } | Step::Untag { resource, .. } => resource.name(),
     }
 }

@@ -21,14 +21,14 @@ const RELEASE_TRIES: usize = 8;
 /// # Errors
 /// Why it did not happen. Whether it took effect in AWS is then unknown to the view.
 pub async fn apply(account: &Account, step: &Step) -> Result<(), StepError> {
-    if !matches!(step, Step::Intend { .. }) {
+    if !matches!(step, Step::Intend { .. } | Step::Select { .. }) {
         account.fence()?;
         tracing::info!(%step, "applying");
     }
     let outcome = take(account, step).await?;
     account.state().record(step, outcome);
     match step {
-        Step::CreateTargetGroup(_) | Step::Intend { .. } => account.placement.notify_one(),
+        Step::CreateTargetGroup(_) | Step::Intend { .. } | Step::Select { .. } => account.placement.notify_one(),
         Step::CreateBalancer(_) => account.provisioning.notify_one(),
         _ => {}
     }
@@ -100,7 +100,7 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             aws.modify_health_check(&arn, health).await?;
             Ok(Outcome::Done)
         }
-        Step::Intend { .. } => Ok(Outcome::Done),
+        Step::Intend { .. } | Step::Select { .. } => Ok(Outcome::Done),
         Step::DeleteTargetGroup { name, .. } => {
             let arn = target_group_arn(&account.state(), name)?;
             let wait = ExponentialBuilder::default()

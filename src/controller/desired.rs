@@ -11,6 +11,7 @@ use crate::model::annotation::{self, Problem};
 use crate::model::attribute::Attributes;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::name;
+use crate::model::node::Labels;
 use crate::model::ownership::{self, Owner, Role, Tags};
 use crate::model::service::{
     AddressType, HealthCheckSpec, HealthPort, HealthProtocol, Port, Protocol, Scheme, ServiceSpec, Tls,
@@ -104,6 +105,8 @@ pub struct DesiredTargetGroup {
     pub port: u16,
     /// Its health check.
     pub health: HealthCheck,
+    /// Labels of the nodes that may be its targets; none: every node may.
+    pub nodes: Labels,
     /// Its tags.
     pub tags: Tags,
     /// Its attributes, as far as asked for.
@@ -162,6 +165,7 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
                 protocol,
                 port: listener.node_port,
                 health: health_check(spec, listener, policy),
+                nodes: spec.node_labels.clone(),
                 tags: tags(Role::TargetGroup),
                 attributes: listener.attributes.clone(),
             };

@@ -13,6 +13,7 @@ use crate::model::attribute::Attributes;
 use crate::model::id::{
     AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
+use crate::model::node::Labels;
 use crate::model::ownership::{self, Owner, Role, Tags};
 use crate::model::service::{AddressType, Scheme};
 
@@ -128,6 +129,8 @@ pub struct TargetGroup {
     pub attributes: Option<Attributes>,
     /// What placement does with it.
     pub intent: Intent,
+    /// Labels of the nodes that may be its targets; none: every node may. Not in AWS: decided anew by each plan.
+    pub nodes: Labels,
     /// Whether placement has done all it can for it: every eligible node is a target, or none is there.
     pub served: bool,
 }
@@ -440,6 +443,12 @@ impl Observed {
             Step::Intend { target_group, intent } => {
                 if let Some(group) = self.target_groups.get_mut(target_group) {
                     group.intent = *intent;
+                    group.served = false;
+                }
+            }
+            Step::Select { target_group, nodes } => {
+                if let Some(group) = self.target_groups.get_mut(target_group) {
+                    group.nodes = nodes.clone();
                     group.served = false;
                 }
             }

@@ -12,6 +12,7 @@
 //! in an instance refresh, attach refused         | RegisterTargets, until the refresh ends
 //! has AddToLoadBalancer suspended                | the attachment, and RegisterTargets for what it does not add
 //! none (Karpenter, hand-made)                    | RegisterTargets
+//! any, and the Service asks for labels of nodes  | RegisterTargets if the node has them: an attachment takes every node
 //! any, but the node is excluded by label         | nothing; taken out again where an attachment put it in
 //! ```
 //!
@@ -24,9 +25,10 @@ use std::fmt;
 use jiff::Timestamp;
 
 use super::observed::{Asg, Intent, Observed, SourceState, TargetGroup};
+use crate::model::annotation;
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::name;
-use crate::model::node::{Origin, Worker};
+use crate::model::node::{Labels, Origin, Worker};
 use crate::model::ownership;
 
 /// Target groups of one Auto Scaling group; cannot be raised (EC2 Auto Scaling quotas).
@@ -107,6 +109,8 @@ pub enum Note {
     Stripped(AsgName),
     /// There is nothing to send traffic to.
     NoNode,
+    /// There are nodes, and none has the labels that the Service asks for.
+    NoNodeWith(Labels),
 }
 
 impl Note {
@@ -117,7 +121,7 @@ impl Note {
             Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
             Self::Refuses(..) => "AutoScalingGroupRefuses",
             Self::Stripped(_) => "AttachmentRemovedByOthers",
-            Self::NoNode => "NoTargetNode",
+            Self::NoNode | Self::NoNodeWith(_) => "NoTargetNode",
         }
     }
 }
@@ -144,6 +148,15 @@ impl fmt::Display for Note {
                  target_group_arns)"
             ),
             Self::NoNode => f.write_str("no node of the cluster can be a target, so the load balancer has none"),
+            Self::NoNodeWith(labels) => {
+                let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                write!(
+                    f,
+                    "{}: {:?} is on no node that can be a target, so the load balancer has none",
+                    annotation::TARGET_NODE_LABELS,
+                    labels.join(",")
+                )
+            }
         }
     }
 }
@@ -173,7 +186,20 @@ impl Placement {
 struct Node<'a> {
     instance: &'a InstanceId,
     asg: Option<&'a AsgName>,
-    eligible: bool,
+    worker: &'a Worker,
+}
+
+impl Node<'_> {
+    /// Whether it may be a target of this target group.
+    fn may_serve(&self, group: &TargetGroup) -> bool {
+        self.worker.eligible && self.worker.has_labels(&group.nodes)
+    }
+}
+
+/// Whether an Auto Scaling group may hold a target group: it registers all of its instances, so not where the Service
+/// asks for some of the nodes only.
+fn may_be_attached(group: &TargetGroup) -> bool {
+    group.intent == Intent::Serve && group.nodes.is_empty()
 }
 
 /// Decides.
@@ -182,10 +208,8 @@ pub fn place(scene: &Scene<'_>) -> Placement {
     let nodes = resolve(scene, &mut placement.resolve);
     let holders = attachments(scene, &nodes, &mut placement);
     legacy(scene, &mut placement);
-    for (arn, intent) in scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)) {
-        if intent == Intent::Serve {
-            targets(scene, &nodes, arn, holders.get(arn), &mut placement);
-        }
+    for group in scene.observed.target_groups.values().filter(|group| group.intent == Intent::Serve) {
+        targets(scene, &nodes, group, holders.get(&group.arn), &mut placement);
     }
     placement.register.retain(|_, instances| !instances.is_empty());
     placement.deregister.retain(|_, instances| !instances.is_empty());
@@ -220,7 +244,7 @@ fn resolve<'a>(scene: &'a Scene<'a>, unresolved: &mut BTreeSet<InstanceId>) -> V
         match membership_of(scene, worker, instance) {
             Some(asg) => {
                 let asg = asg.and_then(|name| scene.observed.asgs.get_key_value(&name)).map(|(name, _)| name);
-                nodes.push(Node { instance, asg, eligible: worker.eligible });
+                nodes.push(Node { instance, asg, worker });
             }
             None => {
                 unresolved.insert(instance.clone());
@@ -237,25 +261,20 @@ fn attachments<'a>(
     placement: &mut Placement,
 ) -> BTreeMap<&'a TargetGroupArn, BTreeSet<&'a AsgName>> {
     let mut holders: BTreeMap<&TargetGroupArn, BTreeSet<&AsgName>> = BTreeMap::new();
-    let intents: BTreeMap<_, _> =
-        scene.observed.target_groups.values().map(|group| (&group.arn, group.intent)).collect();
+    let groups: BTreeMap<_, _> = scene.observed.target_groups.values().map(|group| (&group.arn, group)).collect();
     for (asg_name, asg) in &scene.observed.asgs {
         let mut leaving = BTreeSet::new();
         for (arn, _) in asg.sources.iter().filter(|(_, state)| **state != SourceState::Removing) {
-            match intents.get(arn) {
-                Some(Intent::Serve) if asg.elb_health => {
-                    leaving.insert(arn.clone());
-                }
-                Some(Intent::Serve | Intent::Undecided) => {
-                    holders.entry(arn).or_default().insert(asg_name);
-                }
-                Some(Intent::Release) => {
-                    leaving.insert(arn.clone());
-                }
-                None if is_ghost(scene, arn) => {
-                    leaving.insert(arn.clone());
-                }
-                None => {}
+            let stays = match groups.get(arn) {
+                Some(group) if group.intent == Intent::Undecided => true,
+                Some(group) => may_be_attached(group) && !asg.elb_health,
+                None if is_ghost(scene, arn) => false,
+                None => continue,
+            };
+            if stays {
+                holders.entry(arn).or_default().insert(asg_name);
+            } else {
+                leaving.insert(arn.clone());
             }
         }
         if !leaving.is_empty() {
@@ -271,7 +290,7 @@ fn attachments<'a>(
             scene.refusing.get(asg_name).map(|words| Note::Refuses(asg_name.clone(), words.clone()))
         };
         if let Some(note) = note {
-            for arn in intents.iter().filter(|(_, intent)| **intent == Intent::Serve).map(|(arn, _)| *arn) {
+            for arn in groups.values().filter(|group| may_be_attached(group)).map(|group| &group.arn) {
                 if asg.elb_health || !asg.sources.contains_key(arn) {
                     placement.notes.entry(arn.clone()).or_default().insert(note.clone());
                 }
@@ -299,7 +318,7 @@ fn waiting<'a>(scene: &Scene<'a>, asg: &Asg) -> Vec<(Option<&'a Seniority>, &'a 
         ownership::owner(scene.cluster, &group.tags).is_some_and(|owner| scene.leaving.contains(&owner.uid))
     };
     let groups = scene.observed.target_groups.values();
-    let lacking = groups.filter(|group| group.intent == Intent::Serve && !asg.sources.contains_key(&group.arn));
+    let lacking = groups.filter(|group| may_be_attached(group) && !asg.sources.contains_key(&group.arn));
     let mut waiting: Vec<_> =
         lacking.filter(|group| !leaves(group)).map(|group| (scene.seniority.get(&group.arn), &group.arn)).collect();
     waiting.sort();
@@ -326,7 +345,7 @@ fn legacy(scene: &Scene<'_>, placement: &mut Placement) {
 fn holds_workers(scene: &Scene<'_>, nodes: &[Node<'_>], name: &AsgName, asg: &Asg) -> bool {
     let mut members = nodes.iter().filter(|node| node.asg == Some(name)).peekable();
     let has_nodes = members.peek().is_some();
-    !asg.deleting && if has_nodes { members.any(|node| node.eligible) } else { asg.is_tagged_for(scene.cluster) }
+    !asg.deleting && if has_nodes { members.any(|node| node.worker.eligible) } else { asg.is_tagged_for(scene.cluster) }
 }
 
 /// A target group of ours that is gone but still listed: its name tells, since its tags went with it.
@@ -340,10 +359,11 @@ fn is_ghost(scene: &Scene<'_>, arn: &TargetGroupArn) -> bool {
 fn targets(
     scene: &Scene<'_>,
     nodes: &[Node<'_>],
-    arn: &TargetGroupArn,
+    group: &TargetGroup,
     holders: Option<&BTreeSet<&AsgName>>,
     placement: &mut Placement,
 ) {
+    let arn = &group.arn;
     let unread = Targets::default();
     let known = scene.targets.get(arn).unwrap_or(&unread);
     let by_attachment =
@@ -355,7 +375,7 @@ fn targets(
     for node in nodes {
         let instance = node.instance;
         let missing = if by_attachment(node) {
-            if !node.eligible {
+            if !node.may_serve(group) {
                 // Only once the attachment is complete, or it would put the instance in again.
                 match attachment(node) {
                     Some(SourceState::Added) if !known.expelled.contains(instance) => {
@@ -368,18 +388,20 @@ fn targets(
             }
             known.expelled.contains(instance) || (adds_nothing(node) && !known.direct.contains(instance))
         } else {
-            node.eligible && !known.direct.contains(instance)
+            node.may_serve(group) && !known.direct.contains(instance)
         };
         if missing && !scene.unfit.contains(instance) {
             register.insert(instance.clone());
         }
     }
-    if nodes.iter().all(|node| !node.eligible) && placement.resolve.is_empty() {
-        placement.notes.entry(arn.clone()).or_default().insert(Note::NoNode);
+    if nodes.iter().all(|node| !node.may_serve(group)) && placement.resolve.is_empty() {
+        let is_picky = nodes.iter().any(|node| node.worker.eligible);
+        let note = if is_picky { Note::NoNodeWith(group.nodes.clone()) } else { Note::NoNode };
+        placement.notes.entry(arn.clone()).or_default().insert(note);
     }
     // An empty list of nodes is more likely a fault on the way here than a cluster without nodes.
     if !nodes.is_empty() {
-        let stays: BTreeSet<_> = nodes.iter().filter(|node| node.eligible).map(|node| node.instance).collect();
+        let stays: BTreeSet<_> = nodes.iter().filter(|node| node.may_serve(group)).map(|node| node.instance).collect();
         let unresolved = &placement.resolve;
         let gone = known.direct.iter().chain(&known.strangers);
         let gone = gone.filter(|instance| !stays.contains(instance) && !unresolved.contains(*instance));
@@ -393,8 +415,9 @@ fn targets(
         deregister.extend(gone.filter(|instance| is_node(instance) || !held(instance)).cloned());
     }
     let acts = !register.is_empty() || !deregister.is_empty();
-    // A detachment that ended may have taken out what was registered meanwhile.
-    if !known.known && (acts || !known.direct.is_empty()) {
+    // A detachment that ended may have taken out what was registered meanwhile, and what was registered for labels that
+    // are no longer asked for is nobody's to take out but ours.
+    if !known.known && (acts || !known.direct.is_empty() || !group.nodes.is_empty()) {
         placement.read.insert(arn.clone());
         return;
     }

@@ -22,6 +22,7 @@ use super::desired::{Desired, DesiredBalancer, DesiredGroup, DesiredListener, De
 use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Listener, Slice, TargetGroup};
 use crate::model::attribute::{Attributes, Holder};
 use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
+use crate::model::node::Labels;
 use crate::model::ownership::{Tags, tag_changes};
 use crate::model::service::{AddressType, Protocol, Tls};
 
@@ -56,6 +57,8 @@ pub enum Step {
     ModifyHealthCheck { target_group: String, health: HealthCheck },
     /// Tells placement what to do with a target group. No AWS call.
     Intend { target_group: String, intent: Intent },
+    /// Tells placement which nodes may be targets of a target group. No AWS call.
+    Select { target_group: String, nodes: Labels },
     /// Deletes a target group.
     DeleteTargetGroup { name: String, because: &'static str },
     /// Makes a listener.
@@ -238,6 +241,13 @@ impl fmt::Display for Step {
                 write!(f, "check health of target group {target_group} by {} on {}", health.protocol, health.port)
             }
             Self::Intend { target_group, intent } => write!(f, "{intent:?} target group {target_group}"),
+            Self::Select { target_group, nodes } if nodes.is_empty() => {
+                write!(f, "take every node for target group {target_group}")
+            }
+            Self::Select { target_group, nodes } => {
+                let labels: Vec<_> = nodes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                write!(f, "take nodes with {} for target group {target_group}", labels.join(", "))
+            }
             Self::DeleteTargetGroup { name, because } => write!(f, "delete target group {name}: {because}"),
             Self::CreateListener { balancer, port, protocol, target_group, .. } => {
                 write!(f, "create listener {} {port} on {balancer} to {target_group}", protocol.as_str())
@@ -370,6 +380,10 @@ impl Plan {
                 self.push(Step::CreateTargetGroup(group.clone()));
                 continue;
             };
+            // Before it is served: no other node must become a target meanwhile.
+            if observed.nodes != group.nodes {
+                self.push(Step::Select { target_group: name.clone(), nodes: group.nodes.clone() });
+            }
             if observed.intent != Intent::Serve {
                 self.push(Step::Intend { target_group: name.clone(), intent: Intent::Serve });
             }
@@ -428,7 +442,7 @@ impl Plan {
         let connected = known.is_some_and(|known| listener.target_group.as_ref() == Some(&known.arn));
         // Where the listener points at nothing of ours there is nothing to protect by waiting.
         let moves = slice.target_groups.iter().any(|old| listener.target_group.as_ref() == Some(&old.arn));
-        if moves && !connected && !known.is_some_and(|known| known.served) {
+        if moves && !connected && !known.is_some_and(|known| is_served(group, known)) {
             self.waits.push(Wait::Targets { target_group: group.name.clone() });
             return;
         }
@@ -489,7 +503,7 @@ impl Plan {
         let all_served = desired
             .target_groups
             .values()
-            .all(|group| slice.target_groups.iter().any(|observed| observed.name == group.name && observed.served));
+            .all(|group| slice.target_groups.iter().any(|observed| is_served(group, observed)));
         // Until it has moved, and been seen to: the step that moves a listener may fail.
         let listeners = balancer.and_then(|balancer| balancer.listeners.as_ref()).into_iter().flatten();
         let staying = listeners.filter(|(port, _)| desired.listeners.contains_key(port));
@@ -560,6 +574,11 @@ impl DesiredListener {
                     && listener.alpn == tls.alpn
             })
     }
+}
+
+/// Whether a target group has its targets, and the ones that are asked for now.
+fn is_served(desired: &DesiredTargetGroup, observed: &TargetGroup) -> bool {
+    observed.name == desired.name && observed.served && observed.nodes == desired.nodes
 }
 
 /// The subnets to set next. The subnet of an enabled zone cannot be swapped in one call: the zone is left out first and

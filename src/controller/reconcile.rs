@@ -25,7 +25,7 @@ use crate::metrics::{Metrics, Reconciled};
 use crate::model::annotation::{self, Annotations, Problem};
 use crate::model::name;
 use crate::model::ownership::{Role, cluster_tags, with_cluster_uid};
-use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, owner_of, parse};
+use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, node_labels_of, owner_of, parse};
 use crate::telemetry::chain;
 
 /// Plans in a row before others get their turn. A first create takes two, a replacement three.
@@ -179,10 +179,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
         Ok(spec) => spec,
         Err(problems) => return Ok(refuse(service, context, &problems).await),
     };
-    let uid = service.uid().unwrap_or_default();
-    if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
-        context.account.placement.notify_one();
-    }
+    keep_serving(service, context);
     let mut read_again = false;
     for round in 0..ROUNDS {
         if let Some(error) = ensure_listeners_known(context, &spec).await {
@@ -460,11 +457,17 @@ async fn tell_waits(service: &Service, context: &Context, waits: &[Wait]) {
     }
 }
 
-async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> Ending {
+/// Which nodes the Service asks for is unknown where just that is wrong; then its targets stay what they are.
+fn keep_serving(service: &Service, context: &Context) {
     let uid = service.uid().unwrap_or_default();
-    if context.account.state().keep_serving(&context.account.policy.cluster, &uid) {
+    let Some(nodes) = node_labels_of(service) else { return };
+    if context.account.state().keep_serving(&context.account.policy.cluster, &uid, &nodes) {
         context.account.placement.notify_one();
     }
+}
+
+async fn refuse(service: &Service, context: &Context, problems: &[Problem]) -> Ending {
+    keep_serving(service, context);
     context.reporter.tell(service, Kind::Warning, report::INVALID, &sentence_of(problems)).await;
     Ending::Refused(None)
 }

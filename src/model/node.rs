@@ -21,6 +21,9 @@ pub const GROUP_HINTS: [(&str, &str); 3] = [
 /// Label of a node that Karpenter made: its instances are in no Auto Scaling group.
 const KARPENTER_LABEL: &str = "karpenter.sh/nodepool";
 
+/// Labels by key, of a node or asked of one.
+pub type Labels = BTreeMap<String, String>;
+
 /// A node, trimmed to what placement needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
@@ -32,6 +35,8 @@ pub struct Worker {
     pub eligible: bool,
     /// Where its labels say it comes from.
     pub origin: Origin,
+    /// Its labels, of which a Service may ask for some.
+    pub labels: Labels,
 }
 
 /// What a node's labels say about its Auto Scaling group.
@@ -50,7 +55,7 @@ impl Worker {
     ///
     /// Readiness plays no part: health checks judge it (KEP-3458), and a control plane in trouble that marks every node
     /// NotReady must not take them all out of service.
-    pub fn read(name: &str, labels: &BTreeMap<String, String>, provider_id: Option<&str>) -> Option<Self> {
+    pub fn read(name: &str, labels: &Labels, provider_id: Option<&str>) -> Option<Self> {
         if labels.get("eks.amazonaws.com/compute-type").is_some_and(|value| value == "fargate") {
             return None;
         }
@@ -68,7 +73,13 @@ impl Worker {
             instance: instance_of(provider_id.unwrap_or_default()),
             eligible: !EXCLUDING_LABELS.iter().chain(&CONTROL_PLANE_LABELS).any(has),
             origin,
+            labels: labels.clone(),
         })
+    }
+
+    /// Whether it has all of these labels, and with these values.
+    pub fn has_labels(&self, asked: &Labels) -> bool {
+        asked.iter().all(|(key, value)| self.labels.get(key) == Some(value))
     }
 }
 
@@ -121,6 +132,16 @@ mod tests {
     #[test]
     fn r28_fargate_is_no_target() {
         assert_eq!(worker(&[("eks.amazonaws.com/compute-type", "fargate")], "aws:///z/i-1"), None);
+    }
+
+    #[test]
+    fn every_label_asked_for_must_be_there_with_its_value() {
+        let asked = |labels: &[(&str, &str)]| labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let node = worker(&[("pool", "web"), ("disk", "")], "aws:///z/i-1").unwrap();
+        assert!(node.has_labels(&asked(&[])) && node.has_labels(&asked(&[("pool", "web"), ("disk", "")])));
+        assert!(
+            !node.has_labels(&asked(&[("pool", "we")])) && !node.has_labels(&asked(&[("pool", "web"), ("arch", "")]))
+        );
     }
 
     #[test]

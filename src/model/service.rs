@@ -4,6 +4,7 @@ mod access;
 mod address;
 mod balancer;
 mod listener;
+mod nodes;
 mod target_group;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,11 @@ pub use self::address::AddressType;
 use self::address::parse_address_type;
 use self::balancer::{parse_attributes, parse_name, parse_scheme, parse_subnets, parse_tags};
 use self::listener::{named, parse_listener_attributes, parse_merging, parse_ports, parse_tls, refuse, to_port};
+use self::nodes::parse_node_labels;
 use super::annotation::{Annotations, Problem};
 use super::attribute::Attributes;
 use super::id::ServiceKey;
+use super::node::Labels;
 use super::ownership::{Owner, Tags};
 
 /// The finalizer that keeps a Service until its AWS resources are gone. Our own: the cloud controller takes
@@ -239,6 +242,8 @@ pub struct ServiceSpec {
     pub attributes: Attributes,
     /// Sentences about what will have no effect, or not the expected one.
     pub warnings: Vec<String>,
+    /// Labels of the nodes that may be targets; none: every node may.
+    pub node_labels: Labels,
 }
 
 /// Whether weir is responsible for a Service: its type and class decide, and nothing else.
@@ -253,6 +258,12 @@ pub fn owner_of(service: &Service) -> Owner {
     let text = |part: &Option<String>| part.clone().unwrap_or_default();
     let meta = &service.metadata;
     Owner { service: ServiceKey::new(text(&meta.namespace), text(&meta.name)), uid: text(&meta.uid) }
+}
+
+/// Labels of the nodes that may be a Service's targets, whatever else is wrong with it. `None` if they cannot be told.
+pub fn node_labels_of(service: &Service) -> Option<Labels> {
+    let none = BTreeMap::new();
+    parse_node_labels(Annotations(service.metadata.annotations.as_ref().unwrap_or(&none))).ok()
 }
 
 /// Parses a Service.
@@ -286,6 +297,7 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     parse_listener_attributes(annotations, &mut ports, &mut problems);
     let has_affinity = spec.session_affinity.as_deref() == Some("ClientIP");
     target_group::parse_attributes(annotations, has_affinity, &mut ports, &mut problems, &mut warnings);
+    let node_labels = kept(parse_node_labels(annotations), &mut problems);
     if let Some(address) = spec.load_balancer_ip.filter(|address| !address.is_empty()) {
         warnings.push(format!(
             "spec.loadBalancerIP: {address:?} is ignored; a Network Load Balancer takes addresses from {} or {}",
@@ -341,6 +353,7 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         health,
         attributes,
         warnings,
+        node_labels,
     })
 }
 

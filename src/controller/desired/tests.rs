@@ -40,6 +40,7 @@ fn spec() -> ServiceSpec {
         health: HealthCheckSpec::default(),
         attributes: Attributes::new(),
         warnings: vec![],
+        node_labels: Labels::new(),
     }
 }
 
@@ -267,6 +268,14 @@ fn r37_policy_local_asks_the_services_own_health_port() {
     let cluster = decide(&spec(), &Observed::default());
     assert_eq!(local.target_groups[&80].health.port, "31500");
     assert_eq!(local.target_groups[&80].name, cluster.target_groups[&80].name, "a change in place");
+}
+
+#[test]
+fn node_labels_make_no_other_target_group() {
+    let node_labels = Labels::from([("pool".into(), "web".into())]);
+    let picky = decide(&ServiceSpec { node_labels: node_labels.clone(), ..spec() }, &Observed::default());
+    assert_eq!(picky.target_groups[&80].nodes, node_labels);
+    assert_eq!(picky.target_groups[&80].name, decide(&spec(), &Observed::default()).target_groups[&80].name);
 }
 
 #[test]

@@ -60,7 +60,9 @@ impl Stage {
     }
 
     fn worker(mut self, instance: &str, eligible: bool, origin: Origin) -> Self {
-        let worker = Worker { name: format!("node-{instance}"), instance: Ok(instance.into()), eligible, origin };
+        let labels = Labels::new();
+        let worker =
+            Worker { name: format!("node-{instance}"), instance: Ok(instance.into()), eligible, origin, labels };
         self.state.workers.insert(worker.name.clone(), worker);
         self
     }
@@ -110,6 +112,7 @@ impl Stage {
                 &Tags::new(),
             ),
             intent,
+            nodes: Labels::new(),
             served: false,
         };
         self.state.observed.target_groups.insert(group.into(), target_group);
@@ -121,6 +124,19 @@ impl Stage {
 
     fn serve(self, group: &str, second: i64) -> Self {
         self.group(group, Intent::Serve, second)
+    }
+
+    /// The Service of a target group asks for nodes with this label.
+    fn pick(mut self, group: &str, label: (&str, &str)) -> Self {
+        let picky = self.state.observed.target_groups.get_mut(group).unwrap();
+        picky.nodes = [(label.0.into(), label.1.into())].into();
+        self
+    }
+
+    fn label(mut self, instance: &str, label: (&str, &str)) -> Self {
+        let worker = self.state.workers.get_mut(&format!("node-{instance}")).unwrap();
+        worker.labels.insert(label.0.into(), label.1.into());
+        self
     }
 
     fn targets(mut self, group: &str, change: impl FnOnce(&mut Targets)) -> Self {
@@ -361,15 +377,17 @@ fn r24_an_empty_list_of_nodes_deregisters_nothing() {
 #[test]
 fn r24_readiness_is_no_input() {
     // Does not compile once a node or the scene has more to look at; this test is then to be written for real.
-    let Worker { name, instance, eligible, origin } = Worker::read("n", &BTreeMap::new(), None).unwrap();
-    assert!(instance.is_err() && eligible && origin == Origin::Unknown && name == "n");
+    let Worker { name, instance, eligible, origin, labels } = Worker::read("n", &BTreeMap::new(), None).unwrap();
+    assert!(instance.is_err() && eligible && origin == Origin::Unknown && name == "n" && labels.is_empty());
 }
 
 #[test]
 fn r20_a_node_without_an_instance_holds_nobody_up() {
     let stage = Stage::default().loner("i-1").serve("x", 1);
     let mut stage = stage;
-    let odd = Worker { name: "odd".into(), instance: Err("is empty".into()), eligible: true, origin: Origin::Unknown };
+    let origin = Origin::Unknown;
+    let (instance, labels) = (Err("is empty".into()), Labels::new());
+    let odd = Worker { name: "odd".into(), instance, eligible: true, origin, labels };
     stage.state.workers.insert("odd".into(), odd);
     assert_eq!(stage.place(), Placement { register: targets_of("x", &["i-1"]), ..Placement::default() });
 }
@@ -379,6 +397,71 @@ fn r21_an_instance_that_aws_refused_a_moment_ago_is_left_out() {
     let mut stage = Stage::default().loner("i-1").loner("i-2").serve("x", 1);
     stage.unfit = set(&["i-2"]);
     assert_eq!(stage.place().register, targets_of("x", &["i-1"]));
+}
+
+const WEB: (&str, &str) = ("pool", "web");
+
+#[test]
+fn nodes_with_the_labels_asked_for_are_registered_one_by_one() {
+    let stage = Stage::default().asg("a", &["i-1", "i-2"]).nodes(&["i-1", "i-2"]).loner("i-3").loner("i-4");
+    let stage = stage.label("i-1", WEB).label("i-3", WEB).label("i-4", ("pool", "batch"));
+    let placement = stage.serve("x", 1).pick("x", WEB).serve("y", 2).place();
+    assert_eq!(placement.attach, attach("a", &["y"]), "an attachment would take every node");
+    assert_eq!(placement.register[&ours("x")], set(&["i-1", "i-3"]));
+    assert_eq!(notes(&placement, "x"), []);
+}
+
+#[test]
+fn labels_asked_for_later_register_before_the_attachment_goes() {
+    let stage = Stage::default().asg("a", &["i-1", "i-2"]).nodes(&["i-1", "i-2"]).label("i-1", WEB);
+    let stage = stage.serve("x", 1).attached("a", "x").pick("x", WEB);
+    let placement = stage.place();
+    assert_eq!(placement.register, targets_of("x", &["i-1"]));
+    assert_eq!(placement.detach, [("a".into(), [ours("x")].into())].into());
+    // Once it has let go, what is left is read.
+    let stage = stage.change("a", |asg| asg.sources.clear()).targets("x", |targets| targets.known = false);
+    assert_eq!(stage.place().read, [ours("x")].into());
+    let stage = stage.targets("x", |targets| (targets.known, targets.direct) = (true, set(&["i-1", "i-2"])));
+    assert_eq!(stage.place(), Placement { deregister: targets_of("x", &["i-2"]), ..Placement::default() });
+}
+
+#[test]
+fn labels_no_longer_asked_for_attach_before_anything_else() {
+    let stage = Stage::default().asg("a", &["i-1", "i-2"]).nodes(&["i-1", "i-2"]).serve("x", 1);
+    let placement = stage.targets("x", |targets| targets.direct = set(&["i-1"])).place();
+    assert_eq!(placement, Placement { attach: attach("a", &["x"]), ..Placement::default() });
+}
+
+#[test]
+fn a_label_that_comes_or_goes_moves_that_node_only() {
+    let stage = Stage::default().loner("i-1").loner("i-2").label("i-2", WEB).serve("x", 1).pick("x", WEB);
+    let placement = stage.targets("x", |targets| targets.direct = set(&["i-1"])).place();
+    assert_eq!(placement.register, targets_of("x", &["i-2"]));
+    assert_eq!(placement.deregister, targets_of("x", &["i-1"]));
+}
+
+#[test]
+fn labels_on_no_node_empty_the_target_group_and_are_worth_a_word() {
+    let stage = Stage::default().loner("i-1").serve("x", 1).pick("x", WEB);
+    let stage = stage.targets("x", |targets| targets.direct = set(&["i-1"]));
+    let placement = stage.place();
+    assert_eq!(placement.deregister, targets_of("x", &["i-1"]));
+    let [note] = notes(&placement, "x").try_into().unwrap();
+    assert_eq!(
+        note.to_string(),
+        "service.beta.kubernetes.io/aws-load-balancer-target-node-labels: \"pool=web\" is on no node that can be a \
+         target, so the load balancer has none"
+    );
+    // A new process does not know what was registered for other labels before.
+    let stage = stage.targets("x", |targets| *targets = Targets::default());
+    assert_eq!(stage.place().read, [ours("x")].into());
+}
+
+#[test]
+fn no_word_about_auto_scaling_groups_where_labels_are_asked_for() {
+    let stage = Stage::default().asg("a", &["i-1"]).change("a", |asg| asg.elb_health = true).nodes(&["i-1"]);
+    let placement = stage.label("i-1", WEB).serve("x", 1).pick("x", WEB).place();
+    assert_eq!(notes(&placement, "x"), []);
 }
 
 #[test]
@@ -498,6 +581,8 @@ struct Plot {
     switched: Vec<usize>,
     released: usize,
     freed: bool,
+    /// Target groups whose Service begins to ask for labels, or no longer does.
+    picky: Vec<usize>,
 }
 
 fn any_plot() -> impl Strategy<Value = Plot> {
@@ -512,8 +597,9 @@ fn any_plot() -> impl Strategy<Value = Plot> {
         prop::collection::vec(0usize..4, 0..3),
         0usize..4,
         any::<bool>(),
+        prop::collection::vec(0usize..14, 0..4),
     )
-        .prop_map(|(asgs, instances, loners, groups, late, toggled, switched, released, freed)| Plot {
+        .prop_map(|(asgs, instances, loners, groups, late, toggled, switched, released, freed, picky)| Plot {
             asgs,
             instances,
             loners,
@@ -523,6 +609,7 @@ fn any_plot() -> impl Strategy<Value = Plot> {
             switched,
             released,
             freed,
+            picky,
         })
 }
 
@@ -552,6 +639,10 @@ impl World {
             truth.insert(id.as_str().into(), None);
             stage = stage.worker(&id, *eligible, Origin::Unknown);
         }
+        // Every other node has the label that Services ask for.
+        for worker in stage.state.workers.values_mut().step_by(2) {
+            worker.labels.insert(WEB.0.into(), WEB.1.into());
+        }
         // Nothing has been looked up yet.
         stage.state.membership.clear();
         for number in 0..plot.groups {
@@ -561,8 +652,10 @@ impl World {
         Self { stage, registered: BTreeMap::new(), truth, late: plot.late, changing: VecDeque::new() }
     }
 
-    fn eligible(&self) -> BTreeSet<InstanceId> {
-        let workers = self.stage.state.workers.values().filter(|worker| worker.eligible);
+    /// The nodes that are to be targets of a target group.
+    fn eligible(&self, arn: &TargetGroupArn) -> BTreeSet<InstanceId> {
+        let nodes = &self.stage.state.observed.target_group(arn).unwrap().nodes;
+        let workers = self.stage.state.workers.values().filter(|worker| worker.eligible && worker.has_labels(nodes));
         workers.map(|worker| worker.instance.clone().unwrap()).collect()
     }
 
@@ -611,8 +704,8 @@ impl World {
                 self.detach(asg, arn);
             }
         }
-        let eligible = self.eligible();
         for (arn, instances) in &placement.deregister {
+            let eligible = self.eligible(arn);
             assert!(instances.is_disjoint(&eligible), "an eligible node is deregistered: {instances:?}");
             self.registered.entry(arn.clone()).or_default().retain(|instance| !instances.contains(instance));
             self.stage.state.record_deregistered(arn, instances);
@@ -637,7 +730,8 @@ impl World {
         let asg = self.stage.state.observed.asgs.get_mut(name).unwrap();
         assert!(asg.sources.insert(arn.clone(), SourceState::Removing).is_some(), "{name} does not have it");
         let (elb_health, members) = (asg.elb_health, asg.instances.clone());
-        assert!(elb_health || self.intent(arn) == Intent::Release, "detached without need");
+        let is_picky = !self.stage.state.observed.target_group(arn).unwrap().nodes.is_empty();
+        assert!(elb_health || is_picky || self.intent(arn) == Intent::Release, "detached without need");
         let targets = self.stage.state.targets.entry(arn.clone()).or_default();
         targets.direct.retain(|instance| !members.contains(instance));
         self.begin(name, arn);
@@ -690,8 +784,8 @@ impl World {
 
     /// The end: every eligible node is a target, no other node is, and members that are no node go with attachments.
     fn check(&self) {
-        let eligible = self.eligible();
         for group in self.stage.state.observed.target_groups.values() {
+            let eligible = self.eligible(&group.arn);
             let none = BTreeSet::new();
             let registered = self.registered.get(&group.arn).unwrap_or(&none);
             let holders = self.asgs().iter().filter(|(_, asg)| asg.sources.contains_key(&group.arn));
@@ -699,6 +793,7 @@ impl World {
                 assert_eq!(holders.count(), 0, "{} is still attached", group.name);
                 continue;
             }
+            assert!(group.nodes.is_empty() || holders.clone().count() == 0, "{} is attached", group.name);
             let members: BTreeSet<_> = holders.flat_map(|(_, asg)| asg.instances.clone()).collect();
             let missing: Vec<_> = eligible.difference(registered).collect();
             assert!(missing.is_empty(), "{} lacks {missing:?}", group.name);
@@ -718,6 +813,12 @@ impl World {
         for number in &plot.switched {
             if let Some(asg) = self.stage.state.observed.asgs.values_mut().nth(*number) {
                 asg.elb_health = !asg.elb_health;
+            }
+        }
+        for number in &plot.picky {
+            if let Some(group) = self.stage.state.observed.target_groups.values_mut().nth(*number) {
+                let picks = group.nodes.is_empty();
+                group.nodes = if picks { [(WEB.0.into(), WEB.1.into())].into() } else { Labels::new() };
             }
         }
         for group in self.stage.state.observed.target_groups.values_mut().take(plot.released) {
@@ -840,6 +941,7 @@ fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
         protocol: crate::model::service::Protocol::Tcp,
         port: made.port,
         health: made.health.clone(),
+        nodes: made.nodes.clone(),
         tags: made.tags.clone(),
         attributes: BTreeMap::new(),
     });

@@ -72,6 +72,7 @@ fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
         health: HealthCheckSpec::default(),
         attributes: Attributes::new(),
         warnings: vec![],
+        node_labels: Labels::new(),
     }
 }
 
@@ -141,6 +142,7 @@ impl World {
             tags: tags.clone(),
             attributes: None,
             intent: Intent::Undecided,
+            nodes: Labels::new(),
             served: false,
         };
         let listener = listener(format!("arn:l/{name}"), "TCP", None);
@@ -308,6 +310,7 @@ impl World {
                 tags: group.tags.clone(),
                 attributes: Some(Attributes::new()),
                 intent: Intent::Serve,
+                nodes: group.nodes.clone(),
                 served: false,
             }),
             Step::CreateListener { balancer, port, protocol, tls, target_group, .. }
@@ -352,16 +355,21 @@ impl World {
         }
         for group in self.observed.target_groups.values_mut() {
             for asg in self.observed.asgs.values_mut() {
+                let is_picky = !group.nodes.is_empty();
                 match (group.intent, asg.sources.get(&group.arn)) {
+                    (Intent::Serve, None) if is_picky => group.served = true,
+                    (Intent::Serve | Intent::Release, Some(SourceState::Removing)) => {
+                        asg.sources.remove(&group.arn);
+                    }
+                    (Intent::Serve, Some(_)) if is_picky => {
+                        asg.sources.insert(group.arn.clone(), SourceState::Removing);
+                    }
                     (Intent::Serve, None) => {
                         asg.sources.insert(group.arn.clone(), SourceState::Adding);
                     }
                     (Intent::Serve, Some(_)) => {
                         asg.sources.insert(group.arn.clone(), SourceState::Added);
                         group.served = true;
-                    }
-                    (Intent::Release, Some(SourceState::Removing)) => {
-                        asg.sources.remove(&group.arn);
                     }
                     (Intent::Release, Some(_)) => {
                         asg.sources.insert(group.arn.clone(), SourceState::Removing);
@@ -385,6 +393,7 @@ impl World {
                     }
                 }));
             }
+            group.nodes.clear();
         }
         for balancer in self.observed.balancers.values_mut() {
             let hidden = balancer.clone();
@@ -471,7 +480,9 @@ impl World {
         let target_groups: Vec<_> = slice
             .target_groups
             .iter()
-            .map(|group| (&group.name, &group.protocol, group.port, &group.health, &group.tags, group.intent))
+            .map(|group| {
+                (&group.name, &group.protocol, group.port, &group.health, &group.tags, group.intent, &group.nodes)
+            })
             .collect();
         let groups: Vec<_> = slice.groups.iter().map(|group| (&group.name, &group.rules, &group.tags)).collect();
         format!("{balancers:#?}\n{target_groups:#?}\n{groups:#?}\n{:#?}", slice.attachments)
@@ -514,7 +525,9 @@ impl World {
                 let idle = |attributes: &Attributes| attributes.get(IDLE).cloned().unwrap_or_else(|| "350".into());
                 assert_eq!(idle(listener.attributes.as_ref().unwrap()), idle(&wanted.listener_attributes));
             }
-            assert_eq!(slice.attachments[target_group.name.as_str()].len(), 2);
+            assert_eq!(target_group.nodes, spec.node_labels);
+            let holders = if spec.node_labels.is_empty() { 2 } else { 0 };
+            assert_eq!(slice.attachments[target_group.name.as_str()].len(), holders);
         }
         let zone = |attributes: &Attributes| attributes.get(CROSS_ZONE).is_some_and(|value| value == "true");
         assert_eq!(zone(balancer.attributes.as_ref().unwrap()), zone(&spec.attributes));
@@ -556,6 +569,7 @@ fn subject(step: &Step) -> (Resource, bool) {
         | Step::DeleteBalancer { name, .. } => (balancer(name), false),
         Step::ModifyHealthCheck { target_group: name, .. }
         | Step::Intend { target_group: name, .. }
+        | Step::Select { target_group: name, .. }
         | Step::DeleteTargetGroup { name, .. } => (target_group(name), false),
         Step::ModifyAttributes { of, .. } => match of {
             AttributesOf::Balancer(name) | AttributesOf::Listener(name, _) => (balancer(name), false),
@@ -686,6 +700,32 @@ fn r37_a_new_node_port_moves_the_listener_only_once_the_new_target_group_is_serv
     assert!(said(&world.steps)[3].starts_with(&format!("delete target group {before}:")));
     assert_eq!(world.of().balancers[0].listeners.as_ref().unwrap()[&80].arn, listener);
     world.assert_serves(&edited);
+}
+
+#[test]
+fn labels_of_nodes_are_chosen_anew_and_nothing_is_written() {
+    let mut world = settled(&web());
+    let group = world.of().target_groups[0].name.clone();
+    let mut edited = web();
+    edited.node_labels = [("pool".into(), "web".into())].into();
+    world.settle(Some(&edited));
+    world.assert_serves(&edited);
+    world.settle(Some(&web()));
+    world.assert_serves(&web());
+    let expected = [
+        format!("take nodes with pool=web for target group {group}"),
+        format!("take every node for target group {group}"),
+    ];
+    assert_eq!(said(&world.steps), expected);
+}
+
+#[test]
+fn a_new_process_knows_the_labels_before_it_serves() {
+    let mut picky = web();
+    picky.node_labels = [("pool".into(), "web".into())].into();
+    let mut world = settled(&picky);
+    world.restart();
+    assert_eq!(kinds(&world.plan(Some(&picky)).unwrap().steps), ["take nodes", "Serve target"]);
 }
 
 #[test]
@@ -896,8 +936,9 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
     let health = (select(vec![None, Some(31500u16)]), select(vec![None, Some(5), Some(30)]), any::<bool>());
     let cross_zone = select(vec![None, Some("true"), Some("false")]);
     let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
-    (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, address_type)).prop_map(
-        |(ports, scheme, tags, ranges, subnets, name, (local, interval, tcp), (cross_zone, address_type))| {
+    let nodes = select(vec![vec![], vec![], vec![("pool", "web")], vec![("pool", "batch"), ("spot", "")]]);
+    (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, address_type, nodes)).prop_map(
+        |(ports, scheme, tags, ranges, subnets, name, (local, interval, tcp), (cross_zone, address_type, nodes))| {
             ServiceSpec {
                 scheme,
                 address_type,
@@ -913,6 +954,7 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
                     ..HealthCheckSpec::default()
                 },
                 attributes: cross_zone.map(|value| (CROSS_ZONE.into(), value.into())).into_iter().collect(),
+                node_labels: nodes.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
                 ..spec(&[])
             }
         },
@@ -1010,6 +1052,6 @@ proptest! {
         world.steps.clear();
         world.restart();
         world.settle(Some(&any));
-        prop_assert!(world.steps.iter().all(|step| matches!(step, Step::Intend { .. })), "{:?}", world.steps);
+        prop_assert!(world.steps.iter().all(|step| matches!(step, Step::Intend { .. } | Step::Select { .. })), "{:?}", world.steps);
     }
 }

@@ -68,6 +68,8 @@ pub const HEALTH_TIMEOUT: &str = key!("aws-load-balancer-healthcheck-timeout");
 pub const HEALTHY_THRESHOLD: &str = key!("aws-load-balancer-healthcheck-healthy-threshold");
 /// Bad checks that make a target unhealthy.
 pub const UNHEALTHY_THRESHOLD: &str = key!("aws-load-balancer-healthcheck-unhealthy-threshold");
+/// Labels of the nodes that may be targets.
+pub const TARGET_NODE_LABELS: &str = key!("aws-load-balancer-target-node-labels");
 /// Target groups that several clusters share, which weir does not have.
 pub const MULTI_CLUSTER: &str = key!("aws-load-balancer-multi-cluster-target-group");
 /// Attributes of the load balancer.
@@ -189,7 +191,7 @@ pub const TABLE: &[Row] = &[
     row(HEALTH_TIMEOUT, "2 to 120 seconds", "6", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
     row(HEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
     row(UNHEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
-    row(key!("aws-load-balancer-target-node-labels"), "map of node labels", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::NotYet),
+    row(TARGET_NODE_LABELS, "map of node labels, all of which a node must have", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::Honoured),
     row(MULTI_CLUSTER, "`false`", "`false`", "none", Change::Nothing, Answer::Refused),
     row(SOURCE_RANGES, "list of CIDR blocks", "`0.0.0.0/0`; with dualstack also `::/0`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-security-group-prefix-lists"), "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::NotYet),

@@ -442,6 +442,26 @@ fn r41_tcp_and_udp_on_one_port_merge_when_they_share_the_node_port() {
 }
 
 #[test]
+fn node_labels() {
+    let labels = |text| parse(&service(one_port(), &[(annotation::TARGET_NODE_LABELS, text)])).unwrap().node_labels;
+    let expected = [("example.com/pool", "web"), ("spot", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    assert_eq!(labels("example.com/pool = web, spot="), expected.into());
+    assert_eq!(labels(" "), BTreeMap::new());
+    for (text, wrong, expected) in [
+        ("pool", "has the part \"pool\" without \"=\"", r"key=value,… with \, for a comma inside a value"),
+        ("/x=1", "has the key \"/x\", which is no label's", "labels of nodes, as in key=value,other=value"),
+        ("a=b c", "has the value \"b c\", which is no label's", "labels of nodes, as in key=value,other=value"),
+    ] {
+        let key = annotation::TARGET_NODE_LABELS;
+        assert_eq!(sentence(one_port(), &[(key, text)]), format!("{key}: {text:?} {wrong}; expected {expected}"));
+        assert_eq!(node_labels_of(&service(one_port(), &[(key, text)])), None);
+    }
+    // Targets do not wait for the rest to be put right.
+    let broken = service(one_port(), &[(annotation::TARGET_NODE_LABELS, "pool=web"), (annotation::SCHEME, "x")]);
+    assert_eq!(node_labels_of(&broken).unwrap().len(), 1);
+}
+
+#[test]
 fn odd_ports() {
     let spec = json!({"ports": [{"port": 1, "nodePort": 30001, "protocol": "SCTP"}, {"port": 0, "nodePort": 30002}]});
     let text = sentence(spec, &[]);
