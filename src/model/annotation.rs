@@ -10,6 +10,8 @@ use std::ops::RangeInclusive;
 
 use super::attribute::one_of;
 
+#[cfg(test)]
+mod admission;
 mod table;
 
 pub use table::*;
@@ -84,8 +86,8 @@ impl<'a> Annotations<'a> {
     pub fn number(self, key: &str, range: RangeInclusive<i32>) -> Result<Option<i32>, Problem> {
         let Some(text) = self.text(key) else { return Ok(None) };
         let expected = format!("{} to {}", range.start(), range.end());
-        match text.parse() {
-            Ok(number) if range.contains(&number) => Ok(Some(number)),
+        match text.parse::<i64>().map(i32::try_from) {
+            Ok(Ok(number)) if range.contains(&number) => Ok(Some(number)),
             Ok(_) => Err(Problem::new(key, text, "is out of range", expected)),
             Err(_) => Err(Problem::new(key, text, "is no whole number", expected)),
         }

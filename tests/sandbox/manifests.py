@@ -11,7 +11,7 @@ MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 
 def install(control_plane: ControlPlane) -> list[Path]:
     """Applies manifests/*.yaml in the order of their names, and returns when their policies are in force."""
-    files = [path for path in sorted(MANIFESTS.glob("*.yaml")) if path.stem != "kustomization"]
+    files = [path for path in sorted(MANIFESTS.rglob("*.yaml")) if path.stem != "kustomization"]
     for path in files:
         control_plane.kubectl("apply", "--server-side", "-f", path)
     policies = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicies"
