@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -35,6 +36,15 @@ REQUIREMENTS = ROOT / "localstack" / "requirements.txt"
 PLUGIN = ROOT / "localstack" / "plugin"
 #: What an earlier installation by hand may have left in the plugin's directory; setuptools would install it again.
 LEFTOVERS = {"build", "__pycache__"}
+
+#: What the module in `helm` is there for.
+HELM = "helm.sh/helm/v4/cmd/helm"
+
+#: Where the definition of ServiceMonitors is: a module, its version, its checksum as in a go.sum, and a file in it.
+OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+OPERATOR_VERSION = "v0.92.0"
+OPERATOR_SUM = "h1:tAbsod3+9sQsxDeAvLP27dAe9terToht5M+YdDwLGP0="
+SERVICE_MONITORS = Path("example", "prometheus-operator-crd", "monitoring.coreos.com_servicemonitors.yaml")
 
 #: The emulator imports what 3.13 brought; its pinned dependencies have wheels up to 3.13.
 PYTHONS = ("3.13",)
@@ -75,6 +85,8 @@ def main() -> int:
             binaries = step("Kubernetes control plane", lambda: kubernetes(cache))
             traffic = step("servers and clients", lambda: go_program(cache, HERE / "traffic"))
             dns = step("CoreDNS", lambda: go_program(cache, HERE / "coredns"))
+            helm = step("Helm", lambda: go_program(cache, HERE / "helm", HELM))
+            monitors = step("definition of ServiceMonitors", lambda: service_monitors(cache))
             base = step("Python packages", lambda: packages(cache))
             python = step("AWS emulator", lambda: emulator(cache, base))
     except (Missing, Failed) as error:
@@ -84,6 +96,8 @@ def main() -> int:
         print(f"export WEIR_K8S_BIN={shlex.quote(str(binaries))}")
         print(f"export WEIR_TRAFFIC={shlex.quote(str(traffic))}")
         print(f"export WEIR_COREDNS={shlex.quote(str(dns))}")
+        print(f"export WEIR_HELM={shlex.quote(str(helm))}")
+        print(f"export WEIR_SERVICE_MONITORS={shlex.quote(str(monitors))}")
         print(f"export WEIR_PYTHON={shlex.quote(str(python))}")
     return 0
 
@@ -108,8 +122,8 @@ def kubernetes(cache: Path) -> Path:
     return binaries
 
 
-def go_program(cache: Path, directory: Path) -> Path:
-    """The program of a Go module of ours, called like its directory."""
+def go_program(cache: Path, directory: Path, package: str = ".") -> Path:
+    """The program of a Go module of ours, or of a package that it pins, called like the module's directory."""
     files = [path for path in sorted(directory.iterdir()) if path.suffix in {".go", ".mod", ".sum"}]
     program = cache / f"{directory.name}-{digest(files)}" / directory.name
     if program.is_file():
@@ -118,10 +132,31 @@ def go_program(cache: Path, directory: Path) -> Path:
     program.parent.mkdir(exist_ok=True)
     unfinished = program.with_suffix(".unfinished")
     flags = ["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w"]
-    command: list[str | Path] = ["go", "build", *flags, "-o", unfinished, "."]
+    command: list[str | Path] = ["go", "build", *flags, "-o", unfinished, package]
     run(f"building {directory.name}", command, cwd=directory, env=control_plane.environment())
     unfinished.rename(program)
     return program
+
+
+def service_monitors(cache: Path) -> Path:
+    """The Prometheus Operator's definition of ServiceMonitors."""
+    definition = cache / f"prometheus-operator-{OPERATOR_VERSION}" / SERVICE_MONITORS.name
+    if definition.is_file():
+        return definition
+    require("go", "it fetches the Prometheus Operator")
+    with tempfile.TemporaryDirectory() as scratch:  # outside any module
+        command = ["go", "mod", "download", "-json", f"{OPERATOR}@{OPERATOR_VERSION}"]
+        done = subprocess.run(command, cwd=scratch, env=control_plane.environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"fetching the Prometheus Operator failed:\n{done.stderr.strip()}")
+    module = json.loads(done.stdout)
+    if module["Sum"] != OPERATOR_SUM:
+        raise Failed(f"{OPERATOR} {OPERATOR_VERSION} has the checksum {module['Sum']}, not {OPERATOR_SUM}")
+    definition.parent.mkdir(exist_ok=True)
+    unfinished = definition.with_suffix(".unfinished")
+    shutil.copyfile(Path(module["Dir"]) / SERVICE_MONITORS, unfinished)
+    unfinished.rename(definition)
+    return definition
 
 
 def packages(cache: Path) -> Path:
