@@ -34,9 +34,9 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 
 @pytest.fixture(scope="session")
-def installed(control_plane: ControlPlane) -> list[Path]:
+def installed(control_plane: ControlPlane) -> None:
     """The repository's manifests, applied to the control plane."""
-    return install(control_plane)
+    install(control_plane)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ class WeirFactory:
 
 
 @pytest.fixture
-def weir(installed: list[Path], cluster: Scene, account: Account, tmp_path: Path) -> Iterator[WeirFactory]:
+def weir(installed: None, cluster: Scene, account: Account, tmp_path: Path) -> Iterator[WeirFactory]:
     factory = WeirFactory(cluster, account, tmp_path)
     yield factory
     factory.close()

@@ -59,7 +59,7 @@ class Cluster:
 
 @pytest.fixture
 def cluster_of_nodes(
-    control_plane: ControlPlane, installed: list[Path], account: Account, proxy_kind: str, tmp_path: Path
+    control_plane: ControlPlane, installed: None, account: Account, proxy_kind: str, tmp_path: Path
 ) -> Iterator[Cluster]:
     scene = Scene(control_plane, f"nodes-{account.id.lstrip('0')}", [])
     controller = WeirFactory(scene, account, tmp_path)

@@ -10,13 +10,14 @@ import json
 import os
 import secrets
 import subprocess
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sandbox import certificates
-from sandbox.kube import Kube
+from sandbox.kube import Kube, Object
 from sandbox.process import LOOPBACK, Process, free_port
 
 #: A Service gets an IPv4 address unless it asks for more.
@@ -39,13 +40,17 @@ DISABLED_ADMISSION = ("ServiceAccount", "TaintNodesByCondition")
 
 
 class ControlPlane:
-    """Context manager: everything is up inside it, and gone after it. `directory` holds its state and its logs."""
+    """Context manager: everything is up inside it, and gone after it. `directory` holds its state and its logs.
 
-    def __init__(self, directory: Path, binaries: Path | None = None) -> None:
+    What the users named in `audited` ask of the API server can be read by `audit`.
+    """
+
+    def __init__(self, directory: Path, binaries: Path | None = None, audited: Sequence[str] = ()) -> None:
         self.directory = directory
         self.binaries = binaries or Path(os.environ["WEIR_K8S_BIN"])
         self.server = f"https://{LOOPBACK}:{free_port()}"
         self.token = secrets.token_hex(16)
+        self._audited = audited
         self._etcd = f"http://{LOOPBACK}:{free_port()}"
         self._etcd_peers = f"http://{LOOPBACK}:{free_port()}"
         self._environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
@@ -88,6 +93,10 @@ class ControlPlane:
         if done.returncode != 0:
             raise RuntimeError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr.strip()}")
         return done.stdout
+
+    def audit(self) -> list[Object]:
+        """The requests of the audited users so far that have been answered, or are watches, oldest first."""
+        return [json.loads(line) for line in (self.directory / "audit.log").read_text().splitlines()]
 
     def write_kubeconfig(self, name: str, token: str, server: str | None = None) -> Path:
         """A kubeconfig that verifies the API server and carries `token`; `server` if it is reached by another way."""
@@ -144,7 +153,17 @@ class ControlPlane:
             "--endpoint-reconciler-type=none",
             f"--disable-admission-plugins={','.join(DISABLED_ADMISSION)}",
             "--allow-privileged=true",
+            *self._audit_flags(),
         )
+
+    def _audit_flags(self) -> list[str]:
+        if not self._audited:
+            return []
+        rules = [{"level": "Metadata", "users": list(self._audited)}, {"level": "None"}]
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules}
+        path = self.directory / "audit-policy.json"
+        path.write_text(json.dumps(policy))
+        return [f"--audit-policy-file={path}", f"--audit-log-path={self.directory / 'audit.log'}"]
 
     def _start_controller_manager(self) -> Process:
         return self._start(

@@ -11,7 +11,7 @@ from typing import Any, Self
 from sandbox.cluster import ControlPlane
 from sandbox.fabric import FAMILIES, Fabric, Node, Pod
 from sandbox.kube import Object
-from sandbox.manifests import MANIFESTS
+from sandbox.manifests import install
 from sandbox.netns import Relay
 from sandbox.proxies import PROXIES, ServiceProxy, WeirNode
 from sandbox.scene import NODES, Scene
@@ -92,8 +92,7 @@ class Workers:
         """weir has no more rights than its installed role gives it."""
         if self.kind != WeirNode.kind:
             return self.control_plane.token
-        for name in ("00-rbac.yaml", "01-node-rbac.yaml"):
-            self.control_plane.kubectl("apply", "--server-side", "-f", MANIFESTS / name)
+        install(self.control_plane)
         return self.kube.service_account_token("weir-system", "weir-node")
 
     @property
