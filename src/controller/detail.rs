@@ -1,19 +1,29 @@
 //! Reads what no batched call shows: attributes, and certificates beside the default ones.
 //!
 //! Of what this process makes it knows them. After a restart they are unknown: they are read before a plan where a
-//! Service asks for something, and in slow turns everywhere else, so that what others set is found and put right.
+//! Service asks for something. All of them are read in slow turns, so that what others set is found and put right.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::account::Account;
+use super::drift::next;
 use super::observed::{Balancer, Listener, TargetGroup};
 use crate::aws::classify::{AwsError, Class};
 use crate::model::attribute::Attributes;
 use crate::model::id::{ListenerArn, LoadBalancerArn, TargetGroupArn};
+use crate::model::ownership::Tags;
 use crate::model::service::{Protocol, ServiceSpec};
+use crate::telemetry::chain;
+
+/// A walk over all details takes so many drift intervals: an hour at five minutes.
+const INTERVALS: u32 = 12;
+/// In each of them, so many turns.
+const TURNS: u32 = 5;
 
 /// One thing to read, and where it belongs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Detail {
     /// Attributes of a load balancer.
     Balancer { name: String, arn: LoadBalancerArn },
@@ -69,6 +79,17 @@ impl Detail {
             Self::Listener { arn, .. } => Found::Attributes(aws.describe_listener_attributes(arn).await?),
             Self::Certificates { arn, .. } => Found::Certificates(aws.describe_certificates(arn).await?),
         })
+    }
+
+    /// Tags of what it belongs to.
+    fn tags(&self, account: &Account) -> Option<Tags> {
+        let observed = &account.state().observed;
+        match self {
+            Self::Balancer { name, .. }
+            | Self::Listener { balancer: name, .. }
+            | Self::Certificates { balancer: name, .. } => Some(observed.balancers.get(name)?.tags.clone()),
+            Self::TargetGroup { name, .. } => Some(observed.target_groups.get(name)?.tags.clone()),
+        }
     }
 
     /// Writes into the view what was read, if it is still about the same thing.
@@ -148,4 +169,30 @@ pub async fn read(account: &Account, details: &[Detail]) -> Vec<AwsError> {
         }
     }
     errors
+}
+
+/// Everything there is to read.
+fn all(account: &Account) -> BTreeSet<Detail> {
+    let state = account.state();
+    let of_balancers = state.observed.balancers.values().flat_map(Detail::of_balancer);
+    of_balancers.chain(state.observed.target_groups.values().map(Detail::of_target_group)).collect()
+}
+
+/// Reads all details again and again, a few at a time, and has their owners looked at.
+pub async fn walk(account: Arc<Account>, drift_interval: Duration) {
+    let mut stands = None;
+    loop {
+        tokio::time::sleep(drift_interval / TURNS).await;
+        if account.fence().is_err() {
+            continue;
+        }
+        let all = all(&account);
+        let share = all.len().div_ceil((INTERVALS * TURNS) as usize);
+        let turn = next(&all, &mut stands, share);
+        for error in read(&account, &turn).await {
+            tracing::warn!(error = %chain(&error), "cannot read attributes or certificates");
+        }
+        let owners: BTreeSet<_> = turn.iter().filter_map(|detail| detail.tags(&account)).collect();
+        account.wake_owners(&owners.into_iter().collect::<Vec<_>>());
+    }
 }

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::account::Account;
-use super::detail::{self, Detail};
 use super::facts::Facts;
 use super::observed::{Balancer, Listener, Observed};
 use crate::aws::classify::{AwsError, Class};
@@ -20,8 +19,6 @@ use crate::telemetry::chain;
 
 /// Load balancers and target groups that one check reads one by one, in turn: listeners that others added, and targets.
 const ROTATION: usize = 4;
-/// Load balancers and target groups whose attributes and certificates one check reads.
-const DETAILS: usize = 2;
 /// Listeners read in one call.
 const LISTENERS_PER_CALL: usize = 20;
 
@@ -30,8 +27,6 @@ const LISTENERS_PER_CALL: usize = 20;
 pub struct Rotation {
     balancer: Option<LoadBalancerArn>,
     target_group: Option<TargetGroupArn>,
-    balancer_details: Option<LoadBalancerArn>,
-    target_group_details: Option<TargetGroupArn>,
 }
 
 /// Why the network could not be read.
@@ -63,31 +58,9 @@ pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, A
         }
         again
     };
-    read_details(account, rotation).await;
     read_network(account).await;
     account.placement.notify_one();
     Ok(again)
-}
-
-/// Attributes and certificates of those whose turn it is. What cannot be read comes with a later turn.
-async fn read_details(account: &Account, rotation: &mut Rotation) {
-    let details: Vec<_> = {
-        let state = account.state();
-        let balancers = state.observed.balancers.values().map(|balancer| (&balancer.arn, balancer)).collect();
-        let groups = state.observed.target_groups.values().map(|group| (&group.arn, group)).collect();
-        let balancers = in_turn(&balancers, &mut rotation.balancer_details);
-        let groups = in_turn(&groups, &mut rotation.target_group_details);
-        let of_balancers = balancers.into_iter().flat_map(Detail::of_balancer);
-        of_balancers.chain(groups.into_iter().map(Detail::of_target_group)).collect()
-    };
-    for error in detail::read(account, &details).await {
-        tracing::warn!(error = %chain(&error), "cannot read attributes or certificates");
-    }
-}
-
-fn in_turn<'a, K: Ord + Clone, V>(all: &BTreeMap<&K, &'a V>, stands: &mut Option<K>) -> Vec<&'a V> {
-    let keys = all.keys().map(|key| (*key).clone()).collect();
-    next(&keys, stands, DETAILS).iter().filter_map(|key| all.get(key).copied()).collect()
 }
 
 /// Reads the network. What could not be read is told to the Services that need it.
@@ -117,7 +90,7 @@ async fn read_targets(account: &Account, rotation: &mut Rotation) -> BTreeMap<Ta
 }
 
 /// The next few after where the rotation stands.
-fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>, count: usize) -> Vec<K> {
+pub fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>, count: usize) -> Vec<K> {
     let after = |key: &&K| stands.as_ref().is_none_or(|last| *key > last);
     let mut chosen: Vec<_> = all.iter().filter(after).take(count).cloned().collect();
     if chosen.len() < count {

@@ -22,7 +22,7 @@ use super::account::Account;
 use super::desired::Policy;
 use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
 use super::report::Reporter;
-use super::{drift, targets};
+use super::{detail, drift, targets};
 use crate::admin::{self, Health};
 use crate::aws::{self, Aws};
 use crate::cluster::event::Events;
@@ -114,6 +114,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     tasks.spawn(targets::run(Arc::clone(&account), reporter, settings.retry_max_interval));
     tasks.spawn(watch_provisioning(Arc::clone(&account)));
     tasks.spawn(check_drift(Arc::clone(&context), rotation, settings.drift_interval, drifted));
+    tasks.spawn(detail::walk(Arc::clone(&context.account), settings.drift_interval));
 
     let stream = watcher(Api::<Service>::all(client), watcher::Config::default()).default_backoff().modify(
         |service: &mut Service| {
