@@ -24,6 +24,7 @@ use weir::controller::facts::{Facts, NodeGroups};
 use weir::controller::observed::{BalancerState, HealthCheck};
 use weir::controller::plan::Step;
 use weir::metrics::Metrics;
+use weir::model::family::Family;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
 use weir::model::name;
 use weir::model::ownership::{Owner, Role, Tags, service_tags, with_cluster_uid};
@@ -419,9 +420,10 @@ fn tags_of(role: Role) -> Tags {
 
 fn target_group() -> DesiredTargetGroup {
     DesiredTargetGroup {
-        name: name::target_group(CLUSTER, &owner().service, "lb", 80, "TCP", 30080),
+        name: name::target_group(CLUSTER, &owner().service, "lb", 80, "TCP", (30080, Family::Ipv4)),
         vpc: "vpc-1".into(),
         protocol: Protocol::Tcp,
+        family: Family::Ipv4,
         port: 30080,
         health: HealthCheck {
             protocol: "HTTP".into(),

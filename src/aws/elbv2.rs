@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_sdk_elasticloadbalancingv2::types::{
     Action, ActionTypeEnum, Certificate, IpAddressType, Listener as SdkListener, ListenerAttribute, LoadBalancer,
     LoadBalancerAttribute, LoadBalancerSchemeEnum, LoadBalancerStateEnum, LoadBalancerTypeEnum, Matcher, ProtocolEnum,
-    SubnetMapping, Tag, TargetDescription, TargetGroup as SdkTargetGroup, TargetGroupAttribute, TargetHealthStateEnum,
-    TargetTypeEnum,
+    SubnetMapping, Tag, TargetDescription, TargetGroup as SdkTargetGroup, TargetGroupAttribute,
+    TargetGroupIpAddressTypeEnum, TargetHealthStateEnum, TargetTypeEnum,
 };
 
 use super::classify::{AwsError, Class};
@@ -14,6 +14,7 @@ use super::{Aws, call};
 use crate::controller::desired::{DesiredBalancer, DesiredTargetGroup};
 use crate::controller::observed::{Balancer, BalancerState, HealthCheck, Intent, Listener, TargetGroup};
 use crate::model::attribute::Attributes;
+use crate::model::family::Family;
 use crate::model::id::{
     InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
 };
@@ -273,6 +274,7 @@ impl Aws {
             .port(desired.port.into())
             .vpc_id(desired.vpc.as_str())
             .target_type(TargetTypeEnum::Instance)
+            .set_ip_address_type((desired.family == Family::Ipv6).then_some(TargetGroupIpAddressTypeEnum::Ipv6))
             .health_check_protocol(ProtocolEnum::from(health.protocol.as_str()))
             .health_check_port(&health.port)
             .set_health_check_path(health.path.clone())
@@ -674,7 +676,8 @@ fn listener(shown: &SdkListener) -> Option<(u16, Listener)> {
         certificate: shown.certificates().first().and_then(|shown| shown.certificate_arn().map(str::to_owned)),
         policy: shown.ssl_policy().filter(|_| is_tls).map(str::to_owned),
         alpn: shown.alpn_policy().iter().find(|policy| *policy != NO_ALPN).cloned(),
-        certificates: None,
+        // Only TLS has any.
+        certificates: (!is_tls).then(BTreeSet::new),
         attributes: None,
     };
     Some((port, listener))

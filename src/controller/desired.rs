@@ -9,6 +9,7 @@ use super::facts::{Facts, discover_subnets, named_subnets};
 use super::observed::{Balancer, HealthCheck, IngressRule, Observed, Source};
 use crate::model::annotation::{self, Problem};
 use crate::model::attribute::Attributes;
+use crate::model::family::Family;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::name;
 use crate::model::node::Labels;
@@ -101,6 +102,8 @@ pub struct DesiredTargetGroup {
     pub vpc: VpcId,
     /// Its protocol.
     pub protocol: Protocol,
+    /// IP family of its targets.
+    pub family: Family,
     /// The NodePort.
     pub port: u16,
     /// Its health check.
@@ -160,7 +163,15 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
         .map(|(port, listener)| {
             let protocol = listener.target_protocol;
             let group = DesiredTargetGroup {
-                name: name::target_group(cluster, service, &name, *port, protocol.as_str(), listener.node_port),
+                name: name::target_group(
+                    cluster,
+                    service,
+                    &name,
+                    *port,
+                    protocol.as_str(),
+                    (listener.node_port, spec.family),
+                ),
+                family: spec.family,
                 vpc: facts.vpc.clone(),
                 protocol,
                 port: listener.node_port,

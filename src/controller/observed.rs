@@ -99,9 +99,10 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// What another listing does not show is what it was.
+    /// What another listing does not show is what it was, unless the protocol is another one: AWS drops certificates with
+    /// TLS (ELB API, `ModifyListener`), and says nothing of attributes.
     pub fn keep(&mut self, before: &Self) {
-        if self.arn == before.arn {
+        if self.arn == before.arn && self.protocol == before.protocol {
             self.certificates = self.certificates.take().or_else(|| before.certificates.clone());
             self.attributes = self.attributes.take().or_else(|| before.attributes.clone());
         }
@@ -388,6 +389,9 @@ impl Observed {
                     let mut listener = listener;
                     if let Some(before) = listeners.get(port) {
                         listener.keep(before);
+                        if before.protocol != listener.protocol {
+                            listener.certificates = Some(BTreeSet::new());
+                        }
                     }
                     listeners.insert(*port, listener);
                 }

@@ -24,7 +24,7 @@ use crate::model::attribute::{Attributes, Holder};
 use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
 use crate::model::node::Labels;
 use crate::model::ownership::{Tags, tag_changes};
-use crate::model::service::{AddressType, Protocol, Tls};
+use crate::model::service::{AddressType, CERTIFICATE_LIMIT, Protocol, Tls};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -446,23 +446,22 @@ impl Plan {
             self.waits.push(Wait::Targets { target_group: group.name.clone() });
             return;
         }
-        let others = wanted.other_certificates();
-        if let Some(present) = listener.certificates.as_ref().filter(|_| wanted.tls.is_some()) {
-            // Added first: no name goes unserved in between. What becomes the default needs not be there before.
-            let missing: BTreeSet<_> = others.difference(present).cloned().collect();
-            if !missing.is_empty() && listener.protocol == wanted.protocol.as_str() {
-                self.push(Step::AddCertificates { balancer: balancer(), port, certificates: missing });
-            }
+        let (missing, stale) = certificate_changes(wanted, listener);
+        let add = || Step::AddCertificates { balancer: balancer(), port, certificates: missing.clone() };
+        // Added first: no name goes unserved in between. What becomes the default needs not be there before.
+        let fits = listener.certificates.iter().flatten().count() + missing.len() <= CERTIFICATE_LIMIT;
+        if !missing.is_empty() && fits {
+            self.push(add());
         }
         if !connected || !wanted.is_met_by(listener) {
             let (protocol, tls, target_group) = (wanted.protocol, wanted.tls.clone(), group.name.clone());
             self.push(Step::ModifyListener { balancer: balancer(), port, protocol, tls, target_group });
         }
-        if let Some(present) = listener.certificates.as_ref().filter(|_| wanted.tls.is_some()) {
-            let stale: BTreeSet<_> = present.difference(&others).cloned().collect();
-            if !stale.is_empty() {
-                self.push(Step::RemoveCertificates { balancer: balancer(), port, certificates: stale });
-            }
+        if !stale.is_empty() {
+            self.push(Step::RemoveCertificates { balancer: balancer(), port, certificates: stale });
+        }
+        if !missing.is_empty() && !fits {
+            self.push(add());
         }
         let of = AttributesOf::Listener(balancer(), port);
         // Only TCP listeners have any.
@@ -574,6 +573,18 @@ impl DesiredListener {
                     && listener.alpn == tls.alpn
             })
     }
+}
+
+/// Certificates to add to a listener and to remove, beside its default one. None while it is no TLS listener, or they
+/// have not been read.
+fn certificate_changes(wanted: &DesiredListener, listener: &Listener) -> (BTreeSet<String>, BTreeSet<String>) {
+    let is_tls = wanted.tls.is_some() && listener.protocol == wanted.protocol.as_str();
+    let Some(present) = listener.certificates.as_ref().filter(|_| is_tls) else { return Default::default() };
+    let others = wanted.other_certificates();
+    let default = wanted.tls.as_ref().and_then(|tls| tls.certificates.first());
+    // The default one may be in the list as well. It does no harm there, and AWS removes no default certificate.
+    let stale = present.difference(&others).filter(|arn| Some(*arn) != default);
+    (others.difference(present).cloned().collect(), stale.cloned().collect())
 }
 
 /// Whether a target group has its targets, and the ones that are asked for now.

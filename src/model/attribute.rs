@@ -142,21 +142,18 @@ impl Holder {
         }
     }
 
-    /// What stands for "not set"; `None` where AWS's default is not known, so that nothing is put right by guess.
+    /// What stands for "not set".
     fn default(self, key: &str) -> Option<&'static str> {
         let (_, _, default) = self.table().iter().find(|(known, ..)| *known == key)?;
-        match (self, key) {
+        let carries_udp = matches!(self, Self::TargetGroup(Protocol::Udp | Protocol::TcpUdp));
+        Some(match (self, key) {
             // Traffic from the internet gateway is denied to internal ones unless told otherwise.
-            (Self::Balancer(Scheme::Internal), "ipv6.deny_all_igw_traffic") => Some("true"),
-            // New groups with UDP end flows when a target leaves or fails; older ones do not.
-            (
-                Self::TargetGroup(Protocol::Udp | Protocol::TcpUdp),
-                "deregistration_delay.connection_termination.enabled"
-                | "target_health_state.unhealthy.connection_termination.enabled"
-                | "target_health_state.unhealthy.draining_interval_seconds",
-            ) => None,
-            _ => Some(default),
-        }
+            (Self::Balancer(Scheme::Internal), "ipv6.deny_all_igw_traffic") => "true",
+            // For new target groups, and weir makes its own; older ones of others differ.
+            (_, "deregistration_delay.connection_termination.enabled") if carries_udp => "true",
+            (_, "target_health_state.unhealthy.connection_termination.enabled") if carries_udp => "false",
+            _ => default,
+        })
     }
 
     /// What is wrong with an attribute, as the end of a sentence, and what would be right.
@@ -227,11 +224,13 @@ mod tests {
     }
 
     #[test]
-    fn a_default_that_is_not_known_is_left_alone() {
-        let observed = attributes(&[("deregistration_delay.connection_termination.enabled", "true")]);
-        assert_eq!(UDP.changes(&attributes(&[]), &observed), attributes(&[]));
-        let asked = attributes(&[("deregistration_delay.connection_termination.enabled", "false")]);
-        assert_eq!(UDP.changes(&asked, &observed), asked);
+    fn udp_ends_flows_unless_told_otherwise() {
+        let key = "deregistration_delay.connection_termination.enabled";
+        let off = attributes(&[(key, "false")]);
+        assert_eq!(UDP.changes(&attributes(&[]), &off), attributes(&[(key, "true")]));
+        assert_eq!(TCP.changes(&attributes(&[]), &off), attributes(&[]));
+        let shown = attributes(&[("target_health_state.unhealthy.connection_termination.enabled", "false")]);
+        assert_eq!(UDP.changes(&attributes(&[]), &shown), attributes(&[]));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::family::Family;
 use super::id::ServiceKey;
 
 /// Longest name of a load balancer or target group (ELB API).
@@ -25,21 +26,32 @@ pub fn balancer(cluster: &str, service: &ServiceKey, uid: &str, scheme: &str) ->
     compose(cluster, &service.name, &["balancer", cluster, &service.namespace, &service.name, uid, scheme])
 }
 
-/// Name of the target group of one listener. A target group serves one load balancer, and its port and protocol cannot
-/// be changed.
+/// Name of the target group of one listener. A target group serves one load balancer, and its port, protocol and IP
+/// family cannot be changed.
 pub fn target_group(
     cluster: &str,
     service: &ServiceKey,
     balancer: &str,
     listener_port: u16,
     protocol: &str,
-    node_port: u16,
+    (node_port, family): (u16, Family),
 ) -> String {
     let (port, node_port) = (listener_port.to_string(), node_port.to_string());
     let mut readable = readable(&service.name);
     readable.truncate(READABLE_LIMIT.saturating_sub(port.len() + 1));
-    let parts =
-        ["group", cluster, &service.namespace, &service.name, balancer, port.as_str(), protocol, node_port.as_str()];
+    let mut parts = vec![
+        "group",
+        cluster,
+        &service.namespace,
+        &service.name,
+        balancer,
+        port.as_str(),
+        protocol,
+        node_port.as_str(),
+    ];
+    if family == Family::Ipv6 {
+        parts.push(family.name());
+    }
     compose(cluster, &format!("{readable}-{port}"), &parts)
 }
 
@@ -99,7 +111,7 @@ mod tests {
             let key = ServiceKey::new(namespace, name);
             let lb = balancer(&cluster, &key, "uid", "internal");
             prop_assert!(legal(&lb), "{lb}");
-            let group = target_group(&cluster, &key, &lb, port, "TCP", node_port);
+            let group = target_group(&cluster, &key, &lb, port, "TCP", (node_port, Family::Ipv4));
             prop_assert!(legal(&group), "{group}");
             prop_assert!(group.starts_with(&cluster_prefix(&cluster)));
             prop_assert!(legal(&frontend_group(&cluster, &key, "uid")));
@@ -109,11 +121,15 @@ mod tests {
     #[test]
     fn what_forces_a_new_resource_changes_the_name() {
         let key = ServiceKey::new("shop", "order");
-        let one = target_group("demo", &key, "lb", 80, "TCP", 30080);
-        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", 30081));
-        assert_ne!(one, target_group("demo", &key, "lb", 80, "UDP", 30080));
-        assert_ne!(one, target_group("demo", &key, "lb2", 80, "TCP", 30080));
-        assert_ne!(one, target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, "TCP", 30080));
+        let one = target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv4));
+        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", (30081, Family::Ipv4)));
+        assert_ne!(one, target_group("demo", &key, "lb", 80, "UDP", (30080, Family::Ipv4)));
+        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv6)));
+        assert_ne!(one, target_group("demo", &key, "lb2", 80, "TCP", (30080, Family::Ipv4)));
+        assert_ne!(
+            one,
+            target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, "TCP", (30080, Family::Ipv4))
+        );
         assert_ne!(balancer("demo", &key, "u1", "internal"), balancer("demo", &key, "u2", "internal"));
     }
 

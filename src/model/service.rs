@@ -18,10 +18,12 @@ use self::access::{most_of_a_family, parse_source_ranges};
 pub use self::address::AddressType;
 use self::address::parse_address_type;
 use self::balancer::{parse_attributes, parse_name, parse_scheme, parse_subnets, parse_tags};
+pub use self::listener::CERTIFICATE_LIMIT;
 use self::listener::{named, parse_listener_attributes, parse_merging, parse_ports, parse_tls, refuse, to_port};
 use self::nodes::parse_node_labels;
-use super::annotation::{Annotations, Problem};
+use super::annotation::{self, Annotations, Problem};
 use super::attribute::Attributes;
+use super::family::Family;
 use super::id::ServiceKey;
 use super::node::Labels;
 use super::ownership::{Owner, Tags};
@@ -226,6 +228,8 @@ pub struct ServiceSpec {
     pub name: Option<String>,
     /// IP families of the clients.
     pub address_type: AddressType,
+    /// IP family of the targets: the first one of the Service's.
+    pub family: Family,
     /// Ids or `Name` tags of subnets, if asked for.
     pub subnets: Vec<String>,
     /// Tags for every resource.
@@ -306,9 +310,11 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     }
 
     let families = spec.ip_families.unwrap_or_default();
-    if families.first().is_some_and(|family| family == "IPv6") {
-        let expected = "IPv4 first; this release of weir makes IPv4 target groups only";
-        problems.push(Problem::new("spec.ipFamilies", families.join(","), "begins with IPv6", expected));
+    let family = if families.first().is_some_and(|family| family == "IPv6") { Family::Ipv6 } else { Family::Ipv4 };
+    if family == Family::Ipv6 && address_type != AddressType::Dualstack {
+        let wrong = "begins with IPv6 and the load balancer is not dualstack";
+        let expected = format!("IPv4 first, or dualstack in {}", annotation::IP_ADDRESS_TYPE);
+        problems.push(Problem::new("spec.ipFamilies", families.join(","), wrong, expected));
     }
     let rules: usize =
         ports.values().map(|port| port.protocol.parts().len()).sum::<usize>() * most_of_a_family(&source_ranges);
@@ -345,6 +351,7 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         scheme,
         name,
         address_type,
+        family,
         subnets,
         tags,
         source_ranges,

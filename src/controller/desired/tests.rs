@@ -32,6 +32,7 @@ fn spec() -> ServiceSpec {
         scheme: None,
         name: None,
         address_type: AddressType::Ipv4,
+        family: Family::Ipv4,
         subnets: vec![],
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
@@ -268,6 +269,15 @@ fn r37_policy_local_asks_the_services_own_health_port() {
     let cluster = decide(&spec(), &Observed::default());
     assert_eq!(local.target_groups[&80].health.port, "31500");
     assert_eq!(local.target_groups[&80].name, cluster.target_groups[&80].name, "a change in place");
+}
+
+#[test]
+fn the_first_family_makes_another_target_group() {
+    let exists = Observed::default();
+    let dual = ServiceSpec { address_type: AddressType::Dualstack, ..spec() };
+    let v6 = decide(&ServiceSpec { family: Family::Ipv6, ..dual.clone() }, &exists);
+    assert_eq!(v6.target_groups[&80].family, Family::Ipv6);
+    assert_ne!(v6.target_groups[&80].name, decide(&dual, &exists).target_groups[&80].name);
 }
 
 #[test]

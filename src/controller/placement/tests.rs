@@ -939,6 +939,7 @@ fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
         name: made.name.clone(),
         vpc: made.vpc.clone(),
         protocol: crate::model::service::Protocol::Tcp,
+        family: crate::model::family::Family::Ipv4,
         port: made.port,
         health: made.health.clone(),
         nodes: made.nodes.clone(),

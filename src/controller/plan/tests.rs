@@ -11,6 +11,7 @@ use super::*;
 use crate::controller::desired::{Policy, desired};
 use crate::controller::facts::{Facts, NodeGroups, Subnet};
 use crate::controller::observed::{Asg, Listener, Observed, Outcome, SecurityGroup, SourceState};
+use crate::model::family::Family;
 use crate::model::id::{ServiceKey, TargetGroupArn};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, cluster_tags, service_tags};
@@ -64,6 +65,7 @@ fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
         scheme: None,
         name: None,
         address_type: AddressType::Ipv4,
+        family: Family::Ipv4,
         subnets: vec![],
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
@@ -339,6 +341,17 @@ impl World {
 
     fn take(&mut self, step: &Step) {
         self.check(step);
+        if let Step::ModifyListener { balancer, port, protocol, .. } = step
+            && self.listeners(balancer)[port].protocol != protocol.as_str()
+        {
+            // Attributes are read again; AWS has reset them.
+            let (name, port) = (balancer.clone(), *port);
+            self.unread.push(Rc::new(move |observed| {
+                if let Some(listener) = observed.listener_mut(&name, port) {
+                    listener.attributes.get_or_insert_default();
+                }
+            }));
+        }
         let outcome = self.answer(step);
         self.observed.record(step, outcome);
         self.steps.push(step.clone());
@@ -702,6 +715,51 @@ fn r37_a_new_node_port_moves_the_listener_only_once_the_new_target_group_is_serv
     world.assert_serves(&edited);
 }
 
+/// One TLS listener with these certificates.
+fn secure(certificates: &[&str]) -> ServiceSpec {
+    let mut spec = web();
+    let port = spec.ports.get_mut(&80).unwrap();
+    let certificates = certificates.iter().map(|arn| (*arn).to_owned()).collect();
+    port.protocol = Protocol::Tls;
+    port.tls = Some(Tls { certificates, policy: "policy".into(), alpn: None });
+    spec
+}
+
+#[test]
+fn certificates_are_added_before_others_are_removed() {
+    let mut world = settled(&secure(&["a", "b"]));
+    world.settle(Some(&secure(&["a", "c"])));
+    assert_eq!(kinds(&world.steps), ["add certificates", "remove certificates"]);
+}
+
+#[test]
+fn more_certificates_than_fit_side_by_side_are_removed_first() {
+    let names: Vec<_> = (0..=50).map(|number| format!("c{number}")).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut world = settled(&secure(&names[..=25]));
+    world.settle(Some(&secure(&[&names[..1], &names[26..]].concat())));
+    assert_eq!(kinds(&world.steps), ["remove certificates", "add certificates"]);
+}
+
+#[test]
+fn the_default_certificate_is_not_taken_out_of_the_list() {
+    let mut world = settled(&secure(&["a", "b"]));
+    world.settle(Some(&secure(&["b", "a"])));
+    assert_eq!(kinds(&world.steps), ["add certificates", "set listener"]);
+    world.steps.clear();
+    world.settle(Some(&secure(&["c", "a"])));
+    assert_eq!(kinds(&world.steps), ["set listener", "remove certificates"]);
+}
+
+#[test]
+fn a_listener_that_was_tls_before_gets_all_its_certificates_again() {
+    let mut world = settled(&secure(&["a", "b"]));
+    world.settle(Some(&web()));
+    world.settle(Some(&secure(&["a", "b"])));
+    assert_eq!(kinds(&world.steps), ["set listener", "set listener", "add certificates"]);
+    world.assert_serves(&secure(&["a", "b"]));
+}
+
 #[test]
 fn labels_of_nodes_are_chosen_anew_and_nothing_is_written() {
     let mut world = settled(&web());
@@ -937,11 +995,22 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
     let cross_zone = select(vec![None, Some("true"), Some("false")]);
     let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
     let nodes = select(vec![vec![], vec![], vec![("pool", "web")], vec![("pool", "batch"), ("spot", "")]]);
+    let nodes = (nodes, any::<bool>());
     (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, address_type, nodes)).prop_map(
-        |(ports, scheme, tags, ranges, subnets, name, (local, interval, tcp), (cross_zone, address_type, nodes))| {
+        |(
+            ports,
+            scheme,
+            tags,
+            ranges,
+            subnets,
+            name,
+            (local, interval, tcp),
+            (cross_zone, address_type, (nodes, v6)),
+        )| {
             ServiceSpec {
                 scheme,
                 address_type,
+                family: if v6 && address_type == AddressType::Dualstack { Family::Ipv6 } else { Family::Ipv4 },
                 name: name.map(Into::into),
                 subnets: subnets.into_iter().map(Into::into).collect(),
                 tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),

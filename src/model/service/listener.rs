@@ -12,7 +12,7 @@ use crate::model::attribute::Holder;
 /// Listeners of one Network Load Balancer (ELB quotas; cannot be raised).
 const LISTENER_LIMIT: usize = 50;
 /// Certificates of one load balancer beside the default ones (ELB quotas).
-const CERTIFICATE_LIMIT: usize = 25;
+pub const CERTIFICATE_LIMIT: usize = 25;
 /// TLS 1.2 and 1.3, AWS's own recommendation. The API's default would still allow TLS 1.0.
 const SSL_POLICY: &str = "ELBSecurityPolicy-TLS13-1-2-2021-06";
 

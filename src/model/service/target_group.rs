@@ -35,7 +35,15 @@ pub(super) fn parse_attributes(
         port.attributes.extend(own.into_iter().filter(|(_, value)| !value.is_empty()));
     }
     proxy_protocol(annotations, ports, problems);
-    for port in ports.values_mut().filter(|port| has_affinity && port.target_protocol != Protocol::Tls) {
+    for port in ports.values_mut().filter(|_| has_affinity) {
+        if port.protocol == Protocol::Tls {
+            let number = port.port;
+            warnings.push(format!(
+                "spec.sessionAffinity: \"ClientIP\" on port {number}: a TLS listener does not send a client to the same \
+                 node again"
+            ));
+            continue;
+        }
         port.attributes.entry(STICKINESS.into()).or_insert_with(|| "true".into());
         let keeps_client = port.attributes.get("preserve_client_ip.enabled").is_none_or(|value| value == "true");
         if !keeps_client {
@@ -132,6 +140,15 @@ pub(super) fn parse_health(
         healthy: kept(annotations.number(annotation::HEALTHY_THRESHOLD, 2..=10), problems),
         unhealthy: kept(annotations.number(annotation::UNHEALTHY_THRESHOLD, 2..=10), problems),
     };
+    let is_udp = |number: u16| ports.values().any(|port| port.node_port == number && port.protocol == Protocol::Udp);
+    if let Some(HealthPort::Number(number)) =
+        health.port.filter(|port| matches!(port, HealthPort::Number(number) if is_udp(*number)))
+    {
+        warnings.push(format!(
+            "{}: \"{number}\" is the nodePort of a UDP port; a health check is TCP or HTTP, and gets no answer there",
+            annotation::HEALTH_PORT
+        ));
+    }
     let interval = health.interval.unwrap_or(HealthCheckSpec::INTERVAL);
     if let Some(timeout) = health.timeout.filter(|timeout| *timeout > interval) {
         let wrong = format!("is longer than the interval of {interval} seconds");

@@ -308,7 +308,11 @@ fn affinity_keeps_the_node_too() {
     let mut kubernetes = three_ports();
     kubernetes["sessionAffinity"] = "ClientIP".into();
     let spec = parse(&service(kubernetes.clone(), &[(annotation::SSL_CERT, CERT)])).unwrap();
-    assert!(spec.ports.values().all(|port| port.attributes["stickiness.enabled"] == "true"));
+    let sticky = |port: &Port| port.attributes.get("stickiness.enabled").map(String::as_str) == Some("true");
+    assert_eq!(spec.ports.values().map(sticky).collect::<Vec<_>>(), [true, false, false], "not where TLS ends");
+    assert_eq!(spec.warnings.len(), 2, "{:?}", spec.warnings);
+    let spec = parse(&service(kubernetes.clone(), &[])).unwrap();
+    assert!(spec.ports.values().all(sticky) && spec.warnings.is_empty());
     let off = [(annotation::TARGET_GROUP_ATTRIBUTES, "stickiness.enabled=false")];
     let spec = parse(&service(kubernetes, &off)).unwrap();
     assert!(spec.ports.values().all(|port| port.attributes["stickiness.enabled"] == "false"));
@@ -442,6 +446,35 @@ fn r41_tcp_and_udp_on_one_port_merge_when_they_share_the_node_port() {
 }
 
 #[test]
+fn a_udp_port_answers_no_health_check() {
+    let warnings = |port| parsed(&[(annotation::HEALTH_PORT, port)]).warnings;
+    assert_eq!(
+        warnings("30053"),
+        ["service.beta.kubernetes.io/aws-load-balancer-healthcheck-port: \"30053\" is the nodePort of a UDP port; a \
+          health check is TCP or HTTP, and gets no answer there"]
+    );
+    assert_eq!(warnings("30080"), Vec::<String>::new());
+}
+
+#[test]
+fn ipv6_first_needs_dualstack() {
+    let families = |families: &[&str], annotations: &[(&str, &str)]| {
+        let mut spec = one_port();
+        spec["ipFamilies"] = json!(families);
+        parse(&service(spec, annotations))
+    };
+    let dualstack = [(annotation::IP_ADDRESS_TYPE, "dualstack")];
+    assert_eq!(families(&["IPv6", "IPv4"], &dualstack).unwrap().family, Family::Ipv6);
+    assert_eq!(families(&["IPv4", "IPv6"], &dualstack).unwrap().family, Family::Ipv4);
+    assert_eq!(families(&["IPv4", "IPv6"], &[]).unwrap().family, Family::Ipv4);
+    assert_eq!(
+        families(&["IPv6"], &[]).unwrap_err()[0].to_string(),
+        "spec.ipFamilies: \"IPv6\" begins with IPv6 and the load balancer is not dualstack; expected IPv4 first, or \
+         dualstack in service.beta.kubernetes.io/aws-load-balancer-ip-address-type"
+    );
+}
+
+#[test]
 fn node_labels() {
     let labels = |text| parse(&service(one_port(), &[(annotation::TARGET_NODE_LABELS, text)])).unwrap().node_labels;
     let expected = [("example.com/pool", "web"), ("spot", "")].map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -500,11 +533,15 @@ proptest! {
     fn no_service_makes_the_parser_panic(
         ports in prop::collection::vec((any::<i32>(), any::<Option<i32>>(), "[A-Z]{0,4}"), 0..4),
         ranges in prop::collection::vec(".{0,20}", 0..4),
-        values in prop::collection::vec(".{0,40}", 5), health in any::<Option<i32>>(),
+        values in prop::collection::vec((0..annotation::TABLE.len(), "(TCP-)?[0-9]{0,3}", ".{0,40}"), 0..12),
+        health in any::<Option<i32>>(),
     ) {
-        let keys = [annotation::SCHEME, annotation::NAME, annotation::SUBNETS, annotation::RESOURCE_TAGS, annotation::SOURCE_RANGES];
         let mut service = service(json!({}), &[]);
-        service.metadata.annotations = Some(keys.iter().map(|key| (*key).to_owned()).zip(values).collect());
+        let keyed = values.into_iter().map(|(row, suffix, value)| {
+            let key = annotation::TABLE[row].key;
+            (if key.ends_with('.') { format!("{key}{suffix}") } else { key.to_owned() }, value)
+        });
+        service.metadata.annotations = Some(keyed.collect());
         let port = |(port, node_port, protocol)| ServicePort { port, node_port, protocol: Some(protocol), ..Default::default() };
         service.spec = Some(KubernetesSpec {
             ports: Some(ports.into_iter().map(port).collect()),
