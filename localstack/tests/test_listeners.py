@@ -105,27 +105,111 @@ def test_modify_protocol_and_port(world: World, arn: str, refusal: Callable) -> 
     assert refusal(world.elb.modify_listener, ListenerArn=listener, Protocol="TLS").code == "ValidationError"
 
 
-def test_tls(world: World, arn: str, refusal: Callable) -> None:
+POLICY = "ELBSecurityPolicy-TLS13-1-2-2021-06"
+
+
+@pytest.fixture
+def certificates(world: World) -> list[str]:
     acm = seed.client("acm", world.endpoint, world.account_id, REGION)
-    first, second = (acm.request_certificate(DomainName=f"{n}.example.org")["CertificateArn"] for n in "ab")
-    group = world.group_arn()
-    tls = {"balancer": arn, "group": group, "Protocol": "TLS", "Port": 443}
-    certified = {"Certificates": [{"CertificateArn": first}]}
+    return [acm.request_certificate(DomainName=f"{name}.example.org")["CertificateArn"] for name in "abc"]
+
+
+def named(*arns: str) -> list[dict[str, str]]:
+    return [{"CertificateArn": arn} for arn in arns]
+
+
+def test_tls(world: World, arn: str, certificates: list[str], refusal: Callable) -> None:
+    first, second, _ = certificates
+    tls = {"balancer": arn, "group": world.group_arn(), "Protocol": "TLS", "Port": 443}
+    certified = {"Certificates": named(first)}
     assert refusal(world.listener, **tls).code == "ValidationError"
-    assert (
-        refusal(world.listener, **tls, Certificates=[{"CertificateArn": first[:-4] + "0000"}]).code
-        == "CertificateNotFound"
-    )
+    assert refusal(world.listener, **tls, Certificates=named(first[:-4] + "0000")).code == "CertificateNotFound"
+    assert refusal(world.listener, **tls, Certificates=named(first, second)).code == "TooManyCertificates"
     assert refusal(world.listener, **tls, **certified, SslPolicy="mine").code == "SSLPolicyNotFound"
-    made = world.listener(
-        **tls, **certified, SslPolicy="ELBSecurityPolicy-TLS13-1-2-2021-06", AlpnPolicy=["HTTP2Preferred"]
-    )
-    assert (made["Certificates"], made["AlpnPolicy"]) == ([{"CertificateArn": first}], ["HTTP2Preferred"])
+    assert refusal(world.listener, **tls, **certified, AlpnPolicy=["HTTP9"]).code == "ALPNPolicyNotFound"
+    made = world.listener(**tls, **certified, SslPolicy=POLICY, AlpnPolicy=["HTTP2Preferred"])
+    assert (made["Certificates"], made["AlpnPolicy"]) == (named(first), ["HTTP2Preferred"])
     shown = world.elb.modify_listener(
-        ListenerArn=made["ListenerArn"], Certificates=[{"CertificateArn": second}], AlpnPolicy=["HTTP1Only"]
+        ListenerArn=made["ListenerArn"], Certificates=named(second), AlpnPolicy=["HTTP1Only"]
     )["Listeners"][0]
-    assert (shown["Certificates"], shown["AlpnPolicy"]) == ([{"CertificateArn": second}], ["HTTP1Only"])
-    assert shown["SslPolicy"] == "ELBSecurityPolicy-TLS13-1-2-2021-06"
+    assert (shown["Certificates"], shown["AlpnPolicy"]) == (named(second), ["HTTP1Only"])
+    assert shown["SslPolicy"] == POLICY
+    plain = {"balancer": arn, "group": tls["group"], "Port": 80}
+    for extra in (certified, {"SslPolicy": POLICY}, {"AlpnPolicy": ["HTTP1Only"]}):
+        assert refusal(world.listener, **plain, **extra).code == "ValidationError"
+
+
+def test_to_tls_and_back(world: World, arn: str, certificates: list[str], refusal: Callable) -> None:
+    """Certificate and policy come in the same call, and go with TLS."""
+    listener = world.listener(arn, world.group_arn())["ListenerArn"]
+    modify, tls = world.elb.modify_listener, {"ListenerArn": listener, "Protocol": "TLS"}
+    assert refusal(modify, **tls, SslPolicy=POLICY).code == "ValidationError"
+    assert refusal(modify, **tls, Certificates=named(certificates[0])).code == "ValidationError"
+    shown = modify(**tls, Certificates=named(certificates[0]), SslPolicy=POLICY)["Listeners"][0]
+    assert (shown["Protocol"], shown["Certificates"]) == ("TLS", named(certificates[0]))
+    world.elb.add_listener_certificates(ListenerArn=listener, Certificates=named(certificates[1]))
+    shown = modify(ListenerArn=listener, Protocol="TCP")["Listeners"][0]
+    assert shown["Protocol"] == "TCP" and not {"Certificates", "SslPolicy", "AlpnPolicy"} & shown.keys()
+    assert refusal(modify, **tls).code == "ValidationError"
+    modify(**tls, Certificates=named(certificates[0]), SslPolicy=POLICY)
+    assert world.elb.describe_listener_certificates(ListenerArn=listener)["Certificates"] == [
+        {"CertificateArn": certificates[0], "IsDefault": True}
+    ]
+
+
+def test_more_certificates(world: World, arn: str, certificates: list[str], refusal: Callable) -> None:
+    first, second, third = certificates
+    group = world.group_arn()
+    tls = {"Protocol": "TLS", "Port": 443, "Certificates": named(first)}
+    listener = world.listener(arn, group, **tls)["ListenerArn"]
+    add, remove = world.elb.add_listener_certificates, world.elb.remove_listener_certificates
+
+    def shown() -> list[tuple[str, bool]]:
+        rows = world.elb.describe_listener_certificates(ListenerArn=listener)["Certificates"]
+        return [(row["CertificateArn"], row["IsDefault"]) for row in rows]
+
+    for _ in range(2):
+        add(ListenerArn=listener, Certificates=named(second, third))
+        assert shown() == [(first, True), (second, False), (third, False)]
+    assert refusal(add, ListenerArn=listener, Certificates=named(first[:-4] + "0000")).code == "CertificateNotFound"
+    assert refusal(remove, ListenerArn=listener, Certificates=named(first)).code == "OperationNotPermitted"
+    remove(ListenerArn=listener, Certificates=named(second))
+    assert shown() == [(first, True), (third, False)]
+    add(ListenerArn=listener, Certificates=named(first))
+    assert shown() == [(first, True), (third, False), (first, False)]
+    acm = seed.client("acm", world.endpoint, world.account_id, REGION)
+    many = [acm.request_certificate(DomainName=f"{n}.example.net")["CertificateArn"] for n in range(24)]
+    assert refusal(add, ListenerArn=listener, Certificates=named(*many)).code == "TooManyCertificates"
+    add(ListenerArn=listener, Certificates=named(*many[:23]))
+    plain = world.listener(arn, group)["ListenerArn"]
+    assert refusal(add, ListenerArn=plain, Certificates=named(second)).code == "ValidationError"
+
+
+def test_attributes(world: World, arn: str, refusal: Callable) -> None:
+    tcp = world.listener(arn, world.group_arn())["ListenerArn"]
+    udp = world.listener(arn, world.group_arn(Protocol="UDP"), Protocol="UDP", Port=53)["ListenerArn"]
+
+    def attribute(value: str, key: str = "tcp.idle_timeout.seconds") -> list[dict[str, str]]:
+        return [{"Key": key, "Value": value}]
+
+    modify, describe = world.elb.modify_listener_attributes, world.elb.describe_listener_attributes
+    assert describe(ListenerArn=tcp)["Attributes"] == attribute("350")
+    assert describe(ListenerArn=udp)["Attributes"] == []
+    assert modify(ListenerArn=tcp, Attributes=attribute("60"))["Attributes"] == attribute("60")
+    assert describe(ListenerArn=tcp)["Attributes"] == attribute("60")
+    for value in ("59", "6001", "long"):
+        assert refusal(modify, ListenerArn=tcp, Attributes=attribute(value)).code == "ValidationError"
+    foreign = attribute("60", "routing.http.response.server.enabled")
+    assert refusal(modify, ListenerArn=tcp, Attributes=foreign).code == "InvalidConfigurationRequest"
+    assert refusal(modify, ListenerArn=udp, Attributes=attribute("60")).code == "InvalidConfigurationRequest"
+
+
+def test_ipv6_targets_need_a_dualstack_load_balancer(world: World, arn: str, refusal: Callable) -> None:
+    group = world.group_arn(IpAddressType="ipv6")
+    assert world.shown_group(group)["IpAddressType"] == "ipv6"
+    assert refusal(world.listener, balancer=arn, group=group).code == "InvalidConfigurationRequest"
+    world.elb.set_ip_address_type(LoadBalancerArn=arn, IpAddressType="dualstack")
+    world.listener(arn, group)
 
 
 def test_fifty_listeners(world: World, arn: str, refusal: Callable) -> None:

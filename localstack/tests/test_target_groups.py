@@ -53,12 +53,24 @@ def test_what_is_asked_for_is_kept(world: World) -> None:
         {"HealthyThresholdCount": 11},
         {"UnhealthyThresholdCount": 11},
         {"HealthCheckProtocol": "UDP"},
+        {"HealthCheckPort": "0"},
+        {"HealthCheckProtocol": "HTTP", "HealthCheckPath": "healthz"},
+        {"HealthCheckProtocol": "HTTP", "Matcher": {"HttpCode": "199"}},
+        {"HealthCheckIntervalSeconds": 5, "HealthCheckTimeoutSeconds": 6},
     ],
 )
 def test_refuses_health_checks_out_of_range(shared: World, refusal: Callable, change: dict) -> None:
     assert refusal(shared.target_group, **change).code == "ValidationError"
     arn = shared.group_arn()
     assert refusal(shared.elb.modify_target_group, TargetGroupArn=arn, **change).code == "ValidationError"
+
+
+@pytest.mark.parametrize("change", [{"HealthCheckPath": "/x"}, {"Matcher": {"HttpCode": "200"}}])
+def test_a_tcp_check_has_neither_path_nor_matcher(shared: World, refusal: Callable, change: dict) -> None:
+    assert refusal(shared.target_group, **change).code == "InvalidConfigurationRequest"
+    arn = shared.group_arn()
+    assert refusal(shared.elb.modify_target_group, TargetGroupArn=arn, **change).code == "InvalidConfigurationRequest"
+    shared.elb.modify_target_group(TargetGroupArn=arn, HealthCheckProtocol="HTTP", **change)
 
 
 def test_modify_changes_matcher_and_kind_of_check(world: World) -> None:
@@ -100,6 +112,50 @@ def test_attributes(world: World, refusal: Callable) -> None:
         assert refusal(modify, TargetGroupArn=arn, Attributes=attribute(key, value)).code == "ValidationError"
     off = attribute("preserve_client_ip.enabled", "false")
     assert refusal(modify, TargetGroupArn=udp, Attributes=off).code == "InvalidConfigurationRequest"
+
+
+HEALTHY = "target_group_health.{}.minimum_healthy_targets.{}".format
+TERMINATION = "target_health_state.unhealthy.connection_termination.enabled"
+DRAINING = "target_health_state.unhealthy.draining_interval_seconds"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "wanted", "code"),
+    [
+        ("TCP", {"load_balancing.cross_zone.enabled": "true"}, None),
+        ("TCP", {"load_balancing.cross_zone.enabled": "off"}, "ValidationError"),
+        ("TCP", {"stickiness.enabled": "true", "stickiness.type": "source_ip"}, None),
+        ("TCP", {"stickiness.type": "lb_cookie"}, "InvalidConfigurationRequest"),
+        ("TLS", {"stickiness.enabled": "true"}, "InvalidConfigurationRequest"),
+        ("TCP", {HEALTHY("dns_failover", "count"): "off", HEALTHY("dns_failover", "percentage"): "50"}, None),
+        ("TCP", {HEALTHY("unhealthy_state_routing", "count"): "off"}, "ValidationError"),
+        ("TCP", {HEALTHY("dns_failover", "percentage"): "101"}, "ValidationError"),
+        ("TCP", {TERMINATION: "false", DRAINING: "360000"}, None),
+        ("TCP", {TERMINATION: "true", DRAINING: "60"}, "InvalidConfigurationRequest"),
+        ("TCP", {TERMINATION: "false", DRAINING: "360001"}, "ValidationError"),
+        ("UDP", {TERMINATION: "true"}, "InvalidConfigurationRequest"),
+    ],
+)
+def test_values_of_attributes(shared: World, refusal: Callable, protocol: str, wanted: dict, code: str | None) -> None:
+    arn = shared.group_arn(Protocol=protocol)
+    attributes = [{"Key": key, "Value": value} for key, value in wanted.items()]
+    modify, describe = shared.elb.modify_target_group_attributes, shared.elb.describe_target_group_attributes
+    before = describe(TargetGroupArn=arn)["Attributes"]
+    if code:
+        assert refusal(modify, TargetGroupArn=arn, Attributes=attributes).code == code
+        assert describe(TargetGroupArn=arn)["Attributes"] == before
+    else:
+        modify(TargetGroupArn=arn, Attributes=attributes)
+        shown = {row["Key"]: row["Value"] for row in describe(TargetGroupArn=arn)["Attributes"]}
+        assert shown.items() >= wanted.items()
+
+
+def test_cross_zone_goes_back_to_the_load_balancers(world: World) -> None:
+    arn = world.group_arn()
+    for value in ("true", "use_load_balancer_configuration"):
+        row = {"Key": "load_balancing.cross_zone.enabled", "Value": value}
+        answer = world.elb.modify_target_group_attributes(TargetGroupArn=arn, Attributes=[row])["Attributes"]
+        assert row in answer
 
 
 def test_delete(world: World, refusal: Callable) -> None:

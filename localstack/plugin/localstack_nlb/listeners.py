@@ -23,6 +23,10 @@ FITTING = {
 }
 """Listener protocol -> target group protocols ("Target group routing configuration" in the NLB guide)."""
 LIMIT = 50
+ALPN_POLICIES = {"None", "HTTP1Only", "HTTP2Only", "HTTP2Optional", "HTTP2Preferred"}
+CERTIFICATES = 25
+"""Of one load balancer, default ones not counted (quotas in the NLB guide)."""
+IDLE_TIMEOUT = "tcp.idle_timeout.seconds"
 
 
 def targets_of(actions: Iterable[FakeAction]) -> list[str]:
@@ -83,6 +87,8 @@ def check_groups(backend: ELBv2Backend, balancer: FakeLoadBalancer, protocol: st
                 "IncompatibleProtocols",
                 f"Listener protocol '{protocol}' is not supported with a target group with the protocol '{group.protocol}'",
             )
+        if group.ip_address_type == "ipv6" and balancer.ip_address_type != "dualstack":
+            raise refuse("InvalidConfigurationRequest", f"Target group '{arn}' is of type ipv6, the load balancer is not")
         if set(group.load_balancer_arns) - {balancer.arn}:
             raise refuse(
                 "TargetGroupAssociationLimit",
@@ -90,15 +96,33 @@ def check_groups(backend: ELBv2Backend, balancer: FakeLoadBalancer, protocol: st
             )
 
 
-def check_tls(backend: ELBv2Backend, certificates: list[Mapping], policy: str | None, known: str | None = None) -> None:
-    if not certificates and not known:
+def check_tls(backend: ELBv2Backend, protocol: str, request: Request, before: FakeListener | None = None) -> None:
+    """What belongs to TLS is refused elsewhere. A listener that becomes TLS needs its certificate, and a changed one its
+    policy too ("you must add the security policy and default certificate properties", ModifyListener)."""
+    certificates, policy = request.get("Certificates") or [], request.get("SslPolicy")
+    alpn = [name for name in request.get("AlpnPolicy") or [] if name != "None"]
+    if protocol != "TLS":
+        if certificates or policy or alpn:
+            raise refuse("ValidationError", f"Certificates and policies cannot be specified for {protocol} listeners")
+        return
+    becomes = before is None or before.protocol != "TLS"
+    if becomes and not certificates:
         raise refuse("ValidationError", "A certificate must be specified for TLS listeners")
-    for certificate in certificates:
-        arn = certificate["CertificateArn"]
-        if not backend._certificate_exists(arn):
-            raise refuse("CertificateNotFound", f"Certificate '{arn}' not found")
+    if becomes and before is not None and not policy:
+        raise refuse("ValidationError", "A security policy must be specified for a listener that becomes TLS")
+    if len(certificates) > 1:
+        raise refuse("TooManyCertificates", "You must provide exactly one certificate")
+    check_certificates(backend, certificates)
     if policy and policy not in [known["name"] for known in SSL_POLICIES]:
         raise refuse("SSLPolicyNotFound", f"SSL policy '{policy}' not found")
+    if len(alpn) > 1 or set(alpn) - ALPN_POLICIES:
+        raise refuse("ALPNPolicyNotFound", f"ALPN policy {quoted(alpn)} is not supported")
+
+
+def check_certificates(backend: ELBv2Backend, certificates: Iterable[Mapping]) -> None:
+    for certificate in certificates:
+        if not backend._certificate_exists(certificate["CertificateArn"]):
+            raise refuse("CertificateNotFound", f"Certificate '{certificate['CertificateArn']}' not found")
 
 
 # --- operations
@@ -118,8 +142,8 @@ def create_listener(context: Any, request: Request) -> dict:
     check_port(balancer, port)
     if len(balancer.listeners) >= LIMIT:
         raise refuse("TooManyListeners", f"The maximum number of listeners per load balancer is {LIMIT}")
-    if protocol == "TLS":
-        check_tls(backend, request.get("Certificates") or [], request.get("SslPolicy"))
+    if balancer.type == "network":
+        check_tls(backend, protocol, request)
     check_groups(backend, balancer, protocol, targets_of(FakeAction(a) for a in copied(request["DefaultActions"])))
     arn = call_moto(context)["Listeners"][0]["ListenerArn"]
     listener = balancer.listeners[arn]
@@ -130,25 +154,26 @@ def create_listener(context: Any, request: Request) -> dict:
 
 def modify_listener(context: Any, request: Request) -> dict:
     """moto knows no NLB protocol but TCP here, ignores a new certificate and ALPN policy, takes unknown groups and
-    leaves LoadBalancerArns of the groups as they were."""
+    leaves LoadBalancerArns of the groups as they were. A listener that leaves TLS loses what belongs to it."""
     backend = balancing(context)
     listener = backend.describe_listeners(None, [request["ListenerArn"]])[0]
     balancer = backend.load_balancers[listener.load_balancer_arn]
     if balancer.type != "network":
         return call_moto(context)
-    protocol, certificates = request.get("Protocol") or listener.protocol, request.get("Certificates") or []
+    protocol = request.get("Protocol") or listener.protocol
     if protocol not in FITTING:
         raise refuse("ValidationError", f"Listener protocol '{protocol}' must be one of {quoted(sorted(FITTING))}")
     actions = [FakeAction(data) for data in copied(request.get("DefaultActions") or [])] or listener.default_actions
     check_port(balancer, int(request.get("Port") or listener.port), itself=listener)
-    if protocol == "TLS":
-        check_tls(backend, certificates, request.get("SslPolicy"), known=listener.certificate)
+    check_tls(backend, protocol, request, before=listener)
     check_groups(backend, balancer, protocol, targets_of(actions))
 
     touched = {*targets_of(listener.default_actions), *targets_of(actions)}
     listener.port, listener.protocol = int(request.get("Port") or listener.port), protocol
     listener.default_actions = listener._default_rule[0].actions = actions
-    if certificates:
+    if protocol != "TLS":  # "removes the security policy and default certificate properties"
+        listener.certificate, listener.certificates, listener.ssl_policy, listener.alpn_policy = None, [], None, []
+    elif certificates := request.get("Certificates"):
         listener.certificate = certificates[0]["CertificateArn"]
         listener.certificates = [listener.certificate, *listener.certificates[1:]]
     listener.ssl_policy = request.get("SslPolicy") or listener.ssl_policy
@@ -177,6 +202,64 @@ def describe_listeners(context: Any, request: Request) -> dict:
     if arns and len(found) < len(set(arns)):
         raise ListenerNotFoundError()
     return page("Listeners", [shown(listener) for listener in found], request)
+
+
+def secure_listener(context: Any, request: Request) -> FakeListener:
+    listener = balancing(context).describe_listeners(None, [request["ListenerArn"]])[0]
+    if listener.protocol not in ("TLS", "HTTPS"):
+        raise refuse("ValidationError", f"Listener '{listener.arn}' is {listener.protocol} and has no certificates")
+    return listener
+
+
+def add_certificates(context: Any, request: Request) -> dict:
+    """One that is in the list already is no error; moto takes it twice, and any that does not exist. The default one may
+    be in the list as well, and is shown twice then."""
+    listener, backend = secure_listener(context, request), balancing(context)
+    check_certificates(backend, request["Certificates"])
+    asked = [certificate["CertificateArn"] for certificate in request["Certificates"]]
+    added = [arn for arn in dict.fromkeys(asked) if arn not in listener.certificates[1:]]
+    others = backend.load_balancers[listener.load_balancer_arn].listeners.values()
+    if sum(len(known.certificates[1:]) for known in others) + len(added) > CERTIFICATES:
+        raise refuse("TooManyCertificates", f"The maximum number of certificates per load balancer is {CERTIFICATES}")
+    listener.certificates.extend(added)
+    return {"Certificates": [{"CertificateArn": arn, "IsDefault": False} for arn in asked]}
+
+
+def remove_certificates(context: Any, request: Request) -> dict:
+    """The default one cannot be removed (OperationNotPermitted); moto removes it."""
+    listener = secure_listener(context, request)
+    asked = {certificate["CertificateArn"] for certificate in request["Certificates"]}
+    if listener.certificate in asked:
+        raise refuse("OperationNotPermitted", f"Default certificate '{listener.certificate}' cannot be removed")
+    listener.certificates = [arn for arn in listener.certificates if arn not in asked]
+    return {}
+
+
+def describe_certificates(context: Any, request: Request) -> dict:
+    arns = secure_listener(context, request).certificates
+    rows = [{"CertificateArn": arn, "IsDefault": index == 0} for index, arn in enumerate(arns)]
+    return page("Certificates", rows, request)
+
+
+def describe_attributes(context: Any, request: Request) -> dict:
+    """Listeners of network load balancers have one attribute, and only if they are TCP."""
+    listener = balancing(context).describe_listeners(None, [request["ListenerArn"]])[0]
+    known = listener.attributes if listener.protocol == "TCP" else {}
+    return {"Attributes": [{"Key": key, "Value": value} for key, value in known.items()]}
+
+
+def modify_attributes(context: Any, request: Request) -> dict:
+    listener = balancing(context).describe_listeners(None, [request["ListenerArn"]])[0]
+    if balancing(context).load_balancers[listener.load_balancer_arn].type != "network":
+        return call_moto(context)
+    for attribute in request["Attributes"]:
+        key, value = attribute["Key"], attribute.get("Value", "")
+        if key != IDLE_TIMEOUT or listener.protocol != "TCP":
+            raise refuse("InvalidConfigurationRequest", f"Attribute '{key}' is not supported for {listener.protocol}")
+        if not (value.isdigit() and 60 <= int(value) <= 6000):
+            raise refuse("ValidationError", f"'{key}' value '{value}' must be between '60-6000' inclusive")
+        listener.attributes[key] = value
+    return describe_attributes(context, request)
 
 
 def associate(backend: ELBv2Backend, balancer: FakeLoadBalancer, arns: Iterable[str]) -> None:

@@ -63,6 +63,11 @@ OVERRIDES: dict[str, dict[str, Handler]] = {
         "DeleteListener": listeners.delete_listener,
         "DescribeListeners": listeners.describe_listeners,
         "ModifyListener": listeners.modify_listener,
+        "AddListenerCertificates": listeners.add_certificates,
+        "RemoveListenerCertificates": listeners.remove_certificates,
+        "DescribeListenerCertificates": listeners.describe_certificates,
+        "DescribeListenerAttributes": listeners.describe_attributes,
+        "ModifyListenerAttributes": listeners.modify_attributes,
         "DescribeTags": tags.describe_tags,
     },
     "autoscaling": {

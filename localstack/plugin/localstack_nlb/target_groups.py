@@ -7,7 +7,7 @@ from localstack.services.moto import call_moto, call_moto_with_request
 from moto.elbv2.exceptions import TargetGroupNotFoundError
 from moto.elbv2.models import FakeTargetGroup
 
-from localstack_nlb.accounts import balancing, refuse
+from localstack_nlb.accounts import balancing, quoted, refuse
 from localstack_nlb.tags import check_tags
 
 Request = Mapping[str, Any]
@@ -33,6 +33,23 @@ NLB_ATTRIBUTES = {
     "target_health_state.unhealthy.connection_termination.enabled": "true",
     "target_health_state.unhealthy.draining_interval_seconds": "0",
 }
+MINIMUM = "target_group_health.{}.minimum_healthy_targets.{}"
+DRAINING = "target_health_state.unhealthy.draining_interval_seconds"
+TERMINATION = "target_health_state.unhealthy.connection_termination.enabled"
+NUMBERS = {
+    "deregistration_delay.timeout_seconds": (0, 3600),
+    DRAINING: (0, 360_000),
+    MINIMUM.format("dns_failover", "count"): (1, 1000),
+    MINIMUM.format("dns_failover", "percentage"): (1, 100),
+    MINIMUM.format("unhealthy_state_routing", "count"): (1, 1000),
+    MINIMUM.format("unhealthy_state_routing", "percentage"): (1, 100),
+}
+MAY_BE_OFF = NUMBERS.keys() - {
+    "deregistration_delay.timeout_seconds",
+    DRAINING,
+    MINIMUM.format("unhealthy_state_routing", "count"),
+}
+CROSS_ZONE = ("true", "false", "use_load_balancer_configuration")
 APPLICATION_ONLY = ("load_balancing.algorithm.type", "slow_start.duration_seconds", "waf.fail_open.enabled")
 
 
@@ -43,15 +60,39 @@ def find_group(context: Any, arn: str) -> FakeTargetGroup:
     return group
 
 
-def check_health_check(request: Request) -> None:
-    """Ranges as in the API reference; checks are TCP, HTTP or HTTPS. moto takes any number and UDP checks."""
+def check_health_check(request: Request, group: FakeTargetGroup | None = None) -> None:
+    """Ranges as in the API reference; checks are TCP, HTTP or HTTPS. moto takes any number and UDP checks, and a path or
+    matcher for a TCP check. `group` is the one that the request changes."""
     for field, (low, high) in RANGES.items():
         value = request.get(field)
         if value is not None and not low <= int(value) <= high:
             raise refuse("ValidationError", f"{field} must be between {low} and {high}, not {value}")
-    protocol = request.get("HealthCheckProtocol")
-    if protocol and protocol not in {"TCP", *HTTP}:
-        raise refuse("ValidationError", f"Health check protocol '{protocol}' is not supported")
+    asked = request.get("HealthCheckProtocol")
+    if asked and asked not in {"TCP", *HTTP}:
+        raise refuse("ValidationError", f"Health check protocol '{asked}' is not supported")
+    port = request.get("HealthCheckPort")
+    if port and port != "traffic-port" and not (port.isdigit() and 1 <= int(port) <= 65535):
+        raise refuse("ValidationError", f"Health check port '{port}' must be traffic-port or between 1 and 65535")
+    if (request.get("Protocol") or (group and group.protocol)) not in NETWORK:
+        return
+    path, codes = request.get("HealthCheckPath"), (request.get("Matcher") or {}).get("HttpCode")
+    if (asked or (group.health_check_protocol if group else "TCP")) == "TCP":
+        if path or codes:
+            raise refuse("InvalidConfigurationRequest", "A TCP health check has neither path nor matcher")
+        return
+    if path and not path.startswith("/"):
+        raise refuse("ValidationError", f"Health check path '{path}' must begin with a '/' character")
+    numbers = [number for part in (codes or "200").split(",") for number in part.split("-")]
+    if not all(number.isdigit() and 200 <= int(number) <= 599 for number in numbers):
+        raise refuse("ValidationError", f"Health check matcher HTTP code '{codes}' must be within '200-599'")
+
+
+def check_timing(interval: int, timeout: int) -> None:
+    if timeout > interval:
+        raise refuse(
+            "ValidationError",
+            f"Health check timeout '{timeout}' must be smaller than or equal to the interval '{interval}'",
+        )
 
 
 def create_target_group(context: Any, request: Request) -> dict:
@@ -93,8 +134,12 @@ def set_network_attributes(group: FakeTargetGroup) -> None:
 def modify_target_group(context: Any, request: Request) -> dict:
     """The matcher of a network group with an HTTP check changes (moto: only if the group itself is HTTP); a check that
     becomes HTTP gets the defaults, one that becomes TCP loses path and matcher."""
-    check_health_check(request)
     group = find_group(context, request["TargetGroupArn"])
+    check_health_check(request, group)
+    check_timing(
+        int(request.get("HealthCheckIntervalSeconds") or group.health_check_interval_seconds),
+        int(request.get("HealthCheckTimeoutSeconds") or group.health_check_timeout_seconds),
+    )
     before = group.health_check_protocol
     result = call_moto(context)
     shown = result["TargetGroups"][0]
@@ -125,6 +170,9 @@ def modify_attributes(context: Any, request: Request) -> dict:
         return call_moto(context)
     for key, value in wanted.items():
         check_attribute(group, key, value)
+    after = group.attributes | wanted
+    if after[TERMINATION] == "true" and str(after[DRAINING]) != "0":
+        raise refuse("InvalidConfigurationRequest", f"'{DRAINING}' needs '{TERMINATION}' to be false")
     group.attributes.update(wanted)
     return {"Attributes": [{"Key": key, "Value": str(value)} for key, value in group.attributes.items()]}
 
@@ -132,14 +180,24 @@ def modify_attributes(context: Any, request: Request) -> dict:
 def check_attribute(group: FakeTargetGroup, key: str, value: str) -> None:
     if key not in group.attributes:
         raise refuse("ValidationError", f"Target group attribute key '{key}' is not recognized")
-    if str(group.attributes[key]) in ("true", "false") and value not in ("true", "false"):
+    if key in NUMBERS:
+        low, high = NUMBERS[key]
+        if not (value.isdigit() and low <= int(value) <= high) and not (value == "off" and key in MAY_BE_OFF):
+            raise refuse("ValidationError", f"'{key}' value '{value}' must be between '{low}-{high}' inclusive")
+    elif key == "load_balancing.cross_zone.enabled":
+        if value not in CROSS_ZONE:
+            raise refuse("ValidationError", f"Target group attribute '{key}' must be one of {quoted(CROSS_ZONE)}")
+    elif key == "stickiness.type":
+        if value != "source_ip":
+            raise refuse("InvalidConfigurationRequest", f"Stickiness type '{value}' is not supported for {group.protocol}")
+    elif value not in ("true", "false"):
         raise refuse("ValidationError", f"Target group attribute '{key}' must be true or false, not '{value}'")
-    if key == "deregistration_delay.timeout_seconds" and not (value.isdigit() and int(value) <= 3600):
-        raise refuse("ValidationError", f"'{key}' value '{value}' must be between '0-3600' inclusive")
-    if key == "stickiness.type" and value != "source_ip":
-        raise refuse("InvalidConfigurationRequest", f"Stickiness type '{value}' is not supported for {group.protocol}")
-    if key == "preserve_client_ip.enabled" and value == "false" and group.protocol in ("UDP", "TCP_UDP"):
+    if (key, value) == ("preserve_client_ip.enabled", "false") and group.protocol in ("UDP", "TCP_UDP"):
         raise refuse("InvalidConfigurationRequest", f"Client IP preservation cannot be disabled for {group.protocol}")
+    if (key, value) == (TERMINATION, "true") and group.protocol in ("UDP", "TCP_UDP"):
+        raise refuse("InvalidConfigurationRequest", f"'{key}' cannot be enabled for {group.protocol}")
+    if (key, value) == ("stickiness.enabled", "true") and group.protocol == "TLS":
+        raise refuse("InvalidConfigurationRequest", "Stickiness is not supported for TLS target groups")
 
 
 def delete_target_group(context: Any, request: Request) -> dict:
