@@ -13,6 +13,10 @@ DENY_ROOT := $(CACHE)/cargo-deny-$(DENY_VERSION)
 # Prefix of a recipe line that needs the Kubernetes binaries or the emulator's Python.
 PREPARED := prepared=$$(python3 tests/sandbox/prepare.py --print-env) && eval "$$prepared" &&
 
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+# Where `make image` leaves images: in the local engine, unless a release says otherwise.
+OUTPUT ?= type=docker
+
 # Extra arguments for pytest or the bench: make e2e ARGS="-k drift -x"
 ARGS ?=
 
@@ -62,6 +66,21 @@ bench-data: prepare ## Measure forwarding beside kube-proxy (as root, with wrk; 
 bench-rules: prepare ## Measure loading and changing rules beside kube-proxy (as root; half an hour)
 	cargo build --release --locked
 	$(PREPARED) "$$WEIR_PYTHON" benches/rules.py $(ARGS)
+
+.PHONY: image
+image: ## Build both images with Docker; a release: REGISTRY=host/path PLATFORMS=linux/amd64,linux/arm64 OUTPUT=type=registry
+	for target in controller node; do \
+		name=$${target/#controller/weir}; \
+		docker buildx build --target "$$target" --tag "$(REGISTRY:%=%/)$${name/#node/weir-node}:$(VERSION)" \
+			$(PLATFORMS:%=--platform=%) --build-arg SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)" \
+			--output "$(OUTPUT),rewrite-timestamp=true" .; \
+	done
+
+.PHONY: sbom
+sbom: ## Write what the binary is made of to target/weir.cdx.json (CycloneDX)
+	cargo fetch --locked
+	mkdir -p target
+	python3 .ci/sbom.py > target/weir.cdx.json
 
 .PHONY: prepare
 prepare: ## Build or find the Kubernetes binaries and the emulator (6 minutes once; as root it installs a missing C compiler)

@@ -10,9 +10,10 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -20,24 +21,28 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox import manifests, netns
+from sandbox import manifests, netns, proxies
 from sandbox.aws import REGION, Account
 from sandbox.cluster import ControlPlane
 from sandbox.container import Container
 from sandbox.fabric import Host
 from sandbox.image import image
-from sandbox.kube import Object
+from sandbox.kube import KubeError, Object
 from sandbox.manifests import MANIFESTS, NAMESPACE, Refused, chart, kustomize
 from sandbox.netns import Namespace, Relay
-from sandbox.process import LOOPBACK
+from sandbox.process import LOOPBACK, StartError
+from sandbox.proxies import KubeProxy
+from sandbox.rig import Rig, soon
 from sandbox.scene import Scene
 from sandbox.view import nothing
 from sandbox.weir import ROOT, binary
+from sandbox.wire import get
 
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 ACCOUNTS = tuple(f"system:serviceaccount:{NAMESPACE}:weir-{role}" for role in ("controller", "node"))
 #: The API server's name in a chart that replaces kube-proxy; nobody asks it here.
 REPLACE = {"mode": "replace", "apiServer": {"host": "api.example.com"}}
+PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 MODES = {"none": "base/controller", "beside": "overlays/beside", "replace": "overlays/replace"}
 
 
@@ -257,6 +262,25 @@ def test_the_api_server_takes_every_object_strictly(plane: ControlPlane, tmp_pat
         manifests.apply(plane, [deployment], "--dry-run=server")
 
 
+def test_the_controllers_pods_fit_the_restricted_standard(plane: ControlPlane) -> None:
+    """A node's do not: because of the host's network, its one capability and its user, and of nothing else."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    plane.kube.create("/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
+    controller, node = (
+        {"metadata": {"name": "pod"}, "spec": each["spec"]["template"]["spec"]}
+        for each in kustomize(MANIFESTS / "overlays" / "replace")
+        if each["kind"] in manifests.WORKLOADS
+    )
+    pods = "/api/v1/namespaces/strict/pods"
+    plane.kube.create(pods, controller, dryRun="All")
+    with pytest.raises(KubeError) as refused:
+        plane.kube.create(pods, node, dryRun="All")
+    reasons = set(re.findall(r"[:,] ([^:,()]+) \((?:host|container|pod)", refused.value.message))
+    network = {"host namespaces", "hostPort", "probe or lifecycle host"}
+    assert reasons == {*network, "unrestricted capabilities", "runAsNonRoot != true", "runAsUser=0"}
+    plane.kube.delete("/api/v1/namespaces/strict")
+
+
 def served(plane: ControlPlane, group: str) -> bool:
     return any(each["name"] == group for each in plane.kube.get("/apis")["groups"])
 
@@ -372,6 +396,8 @@ def test_install_serve_upgrade_uninstall(
     install, _ = commands("Install")[:2]
     terminal.type(install.splitlines()[0])
     kubelet.roll_out()
+    for pod in kubelet.pods:
+        assert confinement(pod) == {"Uid": "65532", "Gid": "65532", "CapEff": "0" * 16, "NoNewPrivs": "1"}
 
     terminal.type(f"kubectl create deployment order --namespace {shop.namespace} --image=nginx")
     policy = "/apis/admissionregistration.k8s.io/v1/mutatingadmissionpolicybindings/weir-class"
@@ -412,6 +438,13 @@ def test_install_serve_upgrade_uninstall(
     kubelet.stop()
     terminal.type(steps[1])
     assert plane.kube.find(f"/api/v1/namespaces/{NAMESPACE}") is None
+
+
+def confinement(pod: Container) -> dict[str, str]:
+    """What the kernel knows of the process: effective user, group and capabilities, and whether it can gain any."""
+    status = Path(f"/proc/{pod.process.pid}/status").read_text()
+    words = {line.split()[0].rstrip(":"): line.split()[-1] for line in status.splitlines() if line}
+    return {name: words[name] for name in ("Uid", "Gid", "CapEff", "NoNewPrivs")}
 
 
 #: API group, resource and subresource, verb, and the one object if there is only one.
@@ -531,3 +564,166 @@ def manifests_left(terminal: Terminal) -> list[str]:
     label = "app.kubernetes.io/managed-by=Helm"
     found = terminal.type(f"kubectl get {kinds},{policies},{mutating} -A -l {label} -o name")
     return found.split()
+
+
+# --- the node
+
+
+@pytest.fixture(scope="module")
+def node_plane(plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The control plane with an installation on it."""
+    if reason := netns.missing() or proxies.missing("weir"):
+        pytest.skip(reason)
+    manifests.apply(plane, kustomize(MANIFESTS / "overlays" / "beside"))
+    yield plane
+
+
+@pytest.fixture(scope="module")
+def rig(node_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Two nodes with kube-proxy, as a cluster has them before weir comes."""
+    with Rig(node_plane, tmp_path_factory.mktemp("nodes"), KubeProxy.kind, "rig") as running:
+        yield running
+
+
+class Agents:
+    """Pods of `weir node` on node-a, one at a time, as an overlay describes them."""
+
+    def __init__(self, rig: Rig, directory: Path) -> None:
+        self._rig, self._directory = rig, directory
+        self._numbers = itertools.count(1)
+        self.running: Container | None = None
+
+    def run(self, overlay: str, change: Callable[[Object], None] = lambda workload: None) -> Container:
+        """Replaces the pod; `change` may spoil the DaemonSet first."""
+        self.stop()
+        [workload] = [each for each in kustomize(MANIFESTS / "overlays" / overlay) if each["kind"] == "DaemonSet"]
+        change(workload)
+        node, directory = self._rig.node_a, self._directory / str(next(self._numbers))
+        port = self._rig.workers.relay(node).port
+        # Where a user of `replace` puts the API server's address.
+        address = {"KUBERNETES_SERVICE_HOST": "localhost", "KUBERNETES_SERVICE_PORT": str(port)}
+        for each in workload["spec"]["template"]["spec"]["containers"][0].get("env", []):
+            each["value"] = address.get(each["name"], each.get("value"))
+        self.running = Container(
+            self._rig.workers.control_plane, workload, image("node"), node, port, directory, node.name
+        )
+        return self.running
+
+    def stop(self) -> None:
+        if self.running and self.running.process.alive:
+            assert self.running.stop() == 0
+            assert "panicked at" not in self.running.process.log.read_text()
+        self.running = None
+
+
+def weir_has(rig: Rig, address: str) -> bool:
+    return address in rig.node_a.namespace.run("nft", "list", "map", "ip", "weir", "inside")
+
+
+@pytest.fixture
+def without_kube_proxy(rig: Rig) -> Iterator[None]:
+    rig.proxy.stop()
+    yield
+    rig.proxy.start()
+    rig.proxy.wait_ready()
+
+
+@pytest.fixture
+def agents(rig: Rig, tmp_path: Path) -> Iterator[Agents]:
+    agents = Agents(rig, tmp_path)
+    yield agents
+    agents.stop()
+    rig.clear()
+
+
+def test_beside_kube_proxy_then_in_its_place_and_back(rig: Rig, agents: Agents) -> None:
+    """As docs/install.md tells it: whoever runs, all Services are served."""
+    ours = rig.service([rig.a1, rig.b1], type="NodePort", labels={PROXY_NAME: "weir"})
+    others = rig.service([rig.b1], type="NodePort")
+
+    def served() -> None:
+        rig.expect(rig.caller, ours.cluster_ip(), 80, ("a1", "caller"), ("b1", "caller"))
+        rig.expect(rig.caller, others.cluster_ip(), 80, ("b1", "caller"))
+        rig.expect(rig.outside, rig.node_a.address(4), others.node_port(), ("b1", "node-a"))
+
+    agents.run("beside").wait_ready()
+    served()
+    assert weir_has(rig, ours.cluster_ip()) and not weir_has(rig, others.cluster_ip())
+
+    ours.label(PROXY_NAME, None)
+    served()
+    with pytest.raises(StartError, match="10256"):
+        agents.run("replace").wait_ready()
+    rig.proxy.stop()
+    served()
+    replaced = agents.run("replace")
+    replaced.wait_ready()
+    served()
+    assert weir_has(rig, others.cluster_ip())
+    assert "kube-proxy --cleanup" in replaced.process.log.read_text()
+    for address in (rig.node_a.address(4), rig.node_a.address(6)):
+        answer = get(rig.outside, address, 10256, "/healthz")
+        assert answer and answer.status == 200
+        assert get(rig.outside, address, 10249, "/metrics") is None
+
+    rig.proxy.start()
+    time.sleep(1)
+    served()
+    agents.run("beside").wait_ready()
+    served()
+    rig.proxy.wait_ready()
+    assert not weir_has(rig, others.cluster_ip())
+
+    agents.stop()
+    assert "weir" in rig.node_a.namespace.run("nft", "list", "tables"), "rules stay"
+    assert agents.run("cleanup").process.wait(10) == 0
+    assert "weir" not in rig.node_a.namespace.run("nft", "list", "tables")
+
+
+@pytest.mark.usefixtures("without_kube_proxy")
+def test_the_nodes_role_grants_what_is_used_and_no_more(rig: Rig, agents: Agents, node_plane: ControlPlane) -> None:
+    """It serves; it tells, twice, that it cannot open a port that somebody else has; it answers a question."""
+    with rig.node_a.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as taken:
+        taken.bind((rig.node_a.address(4), 32500))
+        taken.listen()
+        local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32500}
+        service = rig.service([rig.a1], **local)
+        for times in (1, 2):
+            agents.run("replace").wait_ready()
+            rig.expect(rig.caller, service.cluster_ip(), 80, ("a1", "caller"))
+            soon(lambda: complaints(rig) == times)
+
+    def asked(workload: Object) -> None:
+        [container] = workload["spec"]["template"]["spec"]["containers"]
+        container["args"] = ["node", "rules", f"{rig.services.namespace}/{service.name}"]
+
+    answer = agents.run("replace", asked).process
+    assert answer.wait(10) == 0
+    assert service.cluster_ip() in answer.log.read_text()
+    soon(lambda: used(node_plane, "node") == granted("node"))
+
+
+def complaints(rig: Rig) -> int:
+    """How often weir has told the same."""
+    events = rig.kube.list(f"/apis/events.k8s.io/v1/namespaces/{rig.services.namespace}/events")
+    ours = [each for each in events if each.get("reportingController") == "weir.dev/controller"]
+    return sum(each.get("series", {}).get("count", 1) for each in ours)
+
+
+@pytest.mark.usefixtures("without_kube_proxy")
+def test_net_admin_is_needed_and_enough_but_for_the_kernels_settings(agents: Agents) -> None:
+    """What a container without privileges cannot set is told, and is in the file that the documentation gives."""
+
+    def without(workload: Object) -> None:
+        workload["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"] = []
+
+    with pytest.raises(StartError, match="NET_ADMIN"):
+        agents.run("replace", without).wait_ready()
+    agent = agents.run("replace")
+    agent.wait_ready()
+    log = agent.process.log.read_text()
+    refused = dict(re.findall(r"cannot set /proc/sys/net/netfilter/(\w+) to (\d+): Read-only", log))
+    refused.pop("nf_conntrack_max", None)  # follows the number of CPUs
+    [settings] = re.findall(r"```ini\n(.*?)```", INSTALL, re.DOTALL)
+    documented = dict(re.findall(r"^net\.netfilter\.(\w+) = (\d+)$", settings, re.MULTILINE))
+    assert refused and refused.items() <= documented.items()

@@ -25,6 +25,8 @@ from sandbox.wire import get
 
 START_SECONDS = 30.0
 ACCOUNT_FILES = "/var/run/secrets/kubernetes.io/serviceaccount"
+#: What a kubelet puts into every container besides.
+NAMES = ("/etc/hosts", "/etc/resolv.conf")
 #: Numbers of the capabilities that a manifest of ours may name, from linux/capability.h.
 CAPABILITIES = {"NET_ADMIN": 12}
 
@@ -52,10 +54,12 @@ class Container:
         containers = [*self._pod.get("initContainers", []), *self._pod["containers"]]
         [self._container] = [each for each in containers if each["name"] == "weir"]
         directory.mkdir(parents=True, exist_ok=True)
-        files = self._account_files(control_plane, directory)
+        mounts = [(each, each) for each in NAMES]
+        if self._pod["automountServiceAccountToken"]:
+            mounts.append((ACCOUNT_FILES, str(self._account_files(control_plane, directory))))
         variables = {"HOSTNAME": name, "KUBERNETES_SERVICE_HOST": LOOPBACK, "KUBERNETES_SERVICE_PORT": str(api_port)}
         plan = {
-            "root": [*image.files.items(), (ACCOUNT_FILES, str(files))],
+            "root": [*image.files.items(), *mounts],
             "arguments": [*image.entrypoint, *self._container.get("args", [])],
             "environment": {**image.environment, **variables, **(more or {}), **self.environment},
             **self._security(image),
@@ -72,7 +76,7 @@ class Container:
         fields = {"metadata.namespace": metadata["namespace"], "metadata.name": self.name, "spec.nodeName": self.name}
         return {
             each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]] if "valueFrom" in each else each["value"]
-            for each in self._container["env"]
+            for each in self._container.get("env", [])
         }
 
     def wait_ready(self) -> None:
@@ -96,7 +100,6 @@ class Container:
 
     def _account_files(self, control_plane: ControlPlane, directory: Path) -> Path:
         """What a kubelet mounts for the ServiceAccount: a token with its rights, and how to know the API server."""
-        assert self._pod["automountServiceAccountToken"]
         namespace, account = self.workload["metadata"]["namespace"], self._pod["serviceAccountName"]
         files = directory / f"{self.name}-account"
         files.mkdir(mode=0o755)

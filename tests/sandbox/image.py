@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from sandbox.weir import ROOT, binary
@@ -56,19 +59,53 @@ def stages() -> dict[str, Stage]:
 
 
 def image(target: str) -> Image:
-    """An image as the Dockerfile's stage `target` would make it, from this machine's binary, libraries and nft."""
+    """An image as the Dockerfile's stage `target` would make it, but with this machine's binary, libraries and nft."""
     stage = stages()[target]
-    files = {"/weir": str(binary()), **libraries(binary())}
-    if target == "controller":
-        copied = re.findall(r"cp --parents --dereference (/\S+) /image/", " ".join(stages()["build"].all("RUN")))
-        files |= {path: str(Path(path).resolve()) for path in copied}
-    if target == "node":
-        nft = Path(shutil.which("nft") or "/usr/sbin/nft")
-        files |= {"/usr/sbin/nft": str(nft), **libraries(nft)}
+    base = {} if stage.base == "scratch" else foundation()
     user, _, group = stage.last("USER").partition(":")
     variables = [pair for line in stage.all("ENV") for pair in line.split()]
     environment = dict(pair.split("=", 1) for pair in variables)
-    return Image(files, json.loads(stage.last("ENTRYPOINT")), environment, int(user), int(group))
+    return Image({**base, **copies(stage)}, json.loads(stage.last("ENTRYPOINT")), environment, int(user), int(group))
+
+
+def copies(stage: Stage) -> dict[str, str]:
+    """What a stage copies out of the directory /image of the stage `build`."""
+    found: dict[str, str] = {}
+    for copy in stage.all("COPY"):
+        origin, *sources, target = copy.split()
+        assert origin == "--from=build", copy
+        for source in sources:
+            pattern = source.removeprefix("/image").lstrip("/")
+            matches = list(assembled().glob(pattern)) if pattern else list(assembled().iterdir())
+            assert matches, f"COPY finds nothing: {copy}"
+            for match in matches:
+                files = [match] if match.is_file() else [path for path in match.rglob("*") if path.is_file()]
+                found |= {f"{target}{path.relative_to(match.parent)}": str(path) for path in files}
+    return found
+
+
+@cache
+def assembled() -> Path:
+    """The directory /image of the stage `build`, made by that stage's own commands. It goes with this process."""
+    directory = Path(tempfile.mkdtemp(prefix="weir-image-"))
+    atexit.register(shutil.rmtree, directory)
+    stage = stages()["build"]
+    [command] = [run for run in stage.all("RUN") if "mkdir /image" in run]
+    command = command.removeprefix("--network=none ").replace("mkdir /image", "true")
+    command = command.replace("target/release/weir", str(binary())).replace("/image/", f"{directory}/")
+    subprocess.run(["bash", "-euc", command], check=True)
+    for copy in stage.all("COPY"):
+        source, _, target = copy.partition(" ")
+        if target == "/image/":
+            shutil.copy(ROOT / source, directory)
+    return directory
+
+
+def foundation() -> dict[str, str]:
+    """What the node's base image has of what is needed: nft, and Debian's C library."""
+    nft = Path(shutil.which("nft") or "/usr/sbin/nft")
+    linked = {**libraries(nft), **libraries(binary())}
+    return {"/usr/sbin/nft": str(nft), **{path: file for path, file in linked.items() if "libgcc_s" not in path}}
 
 
 def libraries(program: Path) -> dict[str, str]:

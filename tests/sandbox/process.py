@@ -93,6 +93,10 @@ class Process:
         except TimeoutError:
             raise StartError(self._report(f"was not ready after {timeout:g} s")) from None
 
+    def wait(self, timeout: float) -> int:
+        """The exit code of a child that ends by itself."""
+        return self._child.wait(timeout)
+
     def terminate(self, timeout: float = 10.0) -> int:
         """SIGTERM, then SIGKILL to its process group after `timeout`. Returns the exit code."""
         self._signal(signal.SIGTERM)
