@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,10 @@ class Container:
         if self._pod["automountServiceAccountToken"]:
             mounts.append((ACCOUNT_FILES, str(self._account_files(control_plane, directory))))
         variables = {"HOSTNAME": name, "KUBERNETES_SERVICE_HOST": LOOPBACK, "KUBERNETES_SERVICE_PORT": str(api_port)}
+        mount_point = directory / f"{name}-root"
+        mount_point.mkdir()
         plan = {
+            "mount_point": str(mount_point),
             "root": [*image.files.items(), *mounts],
             "arguments": [*image.entrypoint, *self._container.get("args", [])],
             "environment": {**image.environment, **variables, **(more or {}), **self.environment},
@@ -157,7 +159,7 @@ def main() -> None:
 
 def _root(plan: dict[str, Any]) -> Path:
     """A root file system with just what the plan names, and what every container has: /proc, /sys and three devices."""
-    root = Path(tempfile.mkdtemp(prefix="weir-container-"))
+    root = Path(plan["mount_point"])
     _mount("tmpfs", root, "tmpfs", 0, "mode=755")
     for inside, outside in [*plan["root"], *((each, each) for each in ("/dev/null", "/dev/zero", "/dev/urandom"))]:
         _bind(Path(outside), root / inside.lstrip("/"), read_only=not inside.startswith("/dev/"))
