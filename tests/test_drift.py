@@ -115,6 +115,24 @@ def test_r51_a_foreign_listener_is_removed_and_announced(cluster, account, weir)
     assert len(told) == 1 and "9000" in told[0]
 
 
+def test_r32_what_somebody_undoes_again_and_again_is_left_alone_for_a_while(cluster, account, weir):
+    """R32: two controllers at odds do not write for ever. An edit of the Service is a new word."""
+    weir(FAST)
+    hostname = serve(cluster, account, annotations={ANNOTATION + "additional-resource-tags": "team=a"})
+    arn = arn_of(account, hostname)
+    for _ in range(2):
+        account.elbv2.remove_tags(ResourceArns=[arn], TagKeys=["team"])
+        wait_for(lambda: tags(account, arn).get("team") == "a", 20, "the tag")
+    mark = account.mark()
+    account.elbv2.remove_tags(ResourceArns=[arn], TagKeys=["team"])
+    sentence = note(cluster, "order", "Contested")
+    assert f"tag {balancer(account, hostname)['LoadBalancerName']} with team" in sentence, sentence
+    wait_drift_checks(account, 2)
+    assert counted(writes(account, mark)) == {}
+    cluster.patch("order", {"metadata": {"annotations": {ANNOTATION + "additional-resource-tags": "team=b"}}})
+    wait_for(lambda: tags(account, arn).get("team") == "b", 20, "the tag after an edit")
+
+
 def test_r50_a_deleted_target_group_is_made_again(cluster, account, weir):
     """With everything that hangs on it taken off first, as AWS demands."""
     weir(FAST)

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, StepError};
 use super::apply::apply;
+use super::contest::Contests;
 use super::desired::{Desired, Refusal, desired, node_rules};
 use super::observed::BalancerState;
 use super::plan::{NOT_SET_UP, Plan, Step, Wait, plan, teardown};
@@ -57,6 +58,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Failures by UID.
     pub failures: Mutex<BTreeMap<String, Failure>>,
+    /// Writes that somebody undoes.
+    pub contests: Mutex<Contests>,
 }
 
 /// Failures of one Service in a row.
@@ -148,7 +151,14 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         Ending::Settled => {
             failures(&context).remove(&uid);
             context.reporter.forget(&uid, |reason| {
-                let passing = [report::INVALID, report::NETWORK, report::WAITING, report::FAILED, report::SUBNET_SWAP];
+                let passing = [
+                    report::INVALID,
+                    report::NETWORK,
+                    report::WAITING,
+                    report::FAILED,
+                    report::SUBNET_SWAP,
+                    report::CONTESTED,
+                ];
                 reason.starts_with("Aws") || passing.contains(&reason)
             });
             Action::await_change()
@@ -189,7 +199,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             let unread = detail::learn(&context.account, &spec).await;
             failures.errors.extend(unread.into_iter().map(StepError::from));
         }
-        let (desired, plan) = match decide(context, &spec) {
+        let (desired, mut plan) = match decide(context, &spec) {
             Ok(decided) => decided,
             // They may name a subnet that was made after the network was read.
             Err(Refusal::Service(problems)) if !read_again && is_about_new_subnets(service, context, &problems) => {
@@ -222,10 +232,12 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
         let _coming = makes_groups.then(|| context.account.announce());
         tell_removed_listeners(service, context, &plan).await;
         tell_interruptions(service, context, &desired, &plan).await;
+        let contested = hold_contested(service, context, &mut plan).await;
         let done = match carry_out(context, &plan, &mut failures).await {
             Ok(done) => done,
             Err(error) => return Ok(error.into()),
         };
+        note_taken(service, context, &plan, &failures);
         if !done {
             tell_node_groups(service, context).await;
             if let Some(error) = give_up_setting_up(context, &plan) {
@@ -233,6 +245,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             }
             return Ok(match failures.into_failed() {
                 Some(failed) => Ending::Failed(failed),
+                None if contested => Ending::Waiting,
                 None if usable && plan.waits.is_empty() => {
                     context.account.state().observed.remade.remove(&desired.balancer.name);
                     Ending::Settled
@@ -296,6 +309,32 @@ async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> R
         }
     }
     Ok(done)
+}
+
+/// Takes steps that somebody undoes again and again out of a plan, and says so. Returns whether there were any.
+async fn hold_contested(service: &Service, context: &Context, plan: &mut Plan) -> bool {
+    let (uid, fingerprint) = (service.uid().unwrap_or_default(), fingerprint(service));
+    let held: Vec<_> = {
+        let contests = context.contests.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        plan.steps.extract_if(.., |step| contests.is_contested(&uid, fingerprint, step, now)).collect()
+    };
+    let notes = held.iter().map(|step| {
+        format!(
+            "{step}: somebody has undone this twice within 10 minutes; another controller may manage it too. It is tried \
+             again at growing intervals, and when the Service is edited"
+        )
+    });
+    context.reporter.tell_all(service, Kind::Warning, report::CONTESTED, &notes.collect()).await;
+    !held.is_empty()
+}
+
+fn note_taken(service: &Service, context: &Context, plan: &Plan, failures: &Failures) {
+    let (uid, fingerprint) = (service.uid().unwrap_or_default(), fingerprint(service));
+    let mut contests = context.contests.lock().unwrap_or_else(PoisonError::into_inner);
+    for step in plan.steps.iter().filter(|step| !failures.forbid(step)) {
+        contests.note(&uid, fingerprint, step, Instant::now());
+    }
 }
 
 /// A listener may have been made by hand: whoever did that must learn where it went.
@@ -508,6 +547,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
         set_finalizer(&context.client, service, false).await?;
     }
     context.reporter.forget(&uid, |_| true);
+    context.contests.lock().unwrap_or_else(PoisonError::into_inner).forget(&uid);
     Ok(Ending::Settled)
 }
 

@@ -30,6 +30,8 @@ pub const LISTENER_REMOVED: &str = "ListenerRemoved";
 pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
 /// A zone of the load balancer goes for a moment, since its subnet changes.
 pub const SUBNET_SWAP: &str = "SubnetsChanging";
+/// Somebody else undoes what weir writes.
+pub const CONTESTED: &str = "Contested";
 /// AWS could not set the load balancer up.
 pub const FAILED: &str = "LoadBalancerFailed";
 

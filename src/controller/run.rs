@@ -96,6 +96,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
         longest_wait: settings.retry_max_interval,
         metrics: metrics.clone(),
         failures: Mutex::default(),
+        contests: Mutex::default(),
     });
 
     let mut rotation = drift::Rotation::default();

@@ -302,6 +302,8 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
     let has_affinity = spec.session_affinity.as_deref() == Some("ClientIP");
     target_group::parse_attributes(annotations, has_affinity, &mut ports, &mut problems, &mut warnings);
     let node_labels = kept(parse_node_labels(annotations), &mut problems);
+    let has_local_policy = spec.external_traffic_policy.as_deref() == Some("Local");
+    target_group::warn_of_proxied_checks(&health, &ports, has_local_policy, &mut warnings);
     if let Some(address) = spec.load_balancer_ip.filter(|address| !address.is_empty()) {
         warnings.push(format!(
             "spec.loadBalancerIP: {address:?} is ignored; a Network Load Balancer takes addresses from {} or {}",

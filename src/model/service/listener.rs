@@ -202,7 +202,11 @@ fn tls_ports(
                 let wrong = format!("names {part:?}, whose protocol is {}", port.protocol.as_str());
                 problems.push(Problem::new(key, text, wrong, "TCP ports"));
             }
-            None => problems.push(no_such_port(key, part, annotations, "names or numbers of ports, or *")),
+            None => {
+                let known = names.keys().cloned().chain(ports.keys().map(ToString::to_string)).collect::<Vec<_>>();
+                let expected = format!("*, or some of {}", known.join(", "));
+                problems.push(no_such_port(key, part, annotations, &expected));
+            }
         }
     }
     chosen

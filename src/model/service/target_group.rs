@@ -164,6 +164,37 @@ pub(super) fn parse_health(
     health
 }
 
+/// A server that expects the PROXY protocol may not answer a check without it.
+pub(super) fn warn_of_proxied_checks(
+    health: &HealthCheckSpec,
+    ports: &BTreeMap<u16, Port>,
+    local: bool,
+    warnings: &mut Vec<String>,
+) {
+    let requests = health.protocol != Some(HealthProtocol::Tcp);
+    let asks_their_server = health.protocol.is_some() || health.path.is_some();
+    let checks_traffic = match health.port {
+        Some(HealthPort::Traffic) => true,
+        Some(HealthPort::Number(_)) => false,
+        None => asks_their_server && !local,
+    };
+    let proxied = ports.values().find(|port| port.attributes.get(PROXY_PROTOCOL).is_some_and(|value| value == "true"));
+    if let Some(port) = proxied.filter(|_| requests && checks_traffic) {
+        warnings.push(format!(
+            "{}: the health check asks port {} over HTTP, whose server expects the PROXY protocol and may refuse it; \
+             without this annotation the node is asked instead",
+            [
+                (health.port.is_some(), annotation::HEALTH_PORT),
+                (health.protocol.is_some(), annotation::HEALTH_PROTOCOL),
+            ]
+            .iter()
+            .find_map(|(given, key)| given.then_some(*key))
+            .unwrap_or(annotation::HEALTH_PATH),
+            port.port
+        ));
+    }
+}
+
 fn parse_health_protocol(annotations: Annotations<'_>) -> Result<Option<HealthProtocol>, Problem> {
     let Some(text) = annotations.text(annotation::HEALTH_PROTOCOL) else { return Ok(None) };
     match text.to_ascii_lowercase().as_str() {

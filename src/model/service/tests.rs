@@ -230,7 +230,7 @@ fn contradictions() {
         ),
         (
             [(annotation::SSL_CERT, CERT), (annotation::SSL_PORTS, "admin")],
-            "names \"admin\", which is no port of the Service; expected names or numbers of ports, or *",
+            "names \"admin\", which is no port of the Service; expected *, or some of dns, tls, web, 53, 80, 443",
         ),
         ([(annotation::PROXY_PROTOCOL, "*"), (annotation::PROXY_PROTOCOL_PORTS, "80")], "is given together with "),
         (
@@ -301,6 +301,19 @@ fn attributes_of_target_groups_go_from_the_general_to_the_particular() {
     assert_eq!(delays, ["30", "10", "30"]);
     assert_eq!([53, 80, 443].map(|port| value(port, "proxy_protocol_v2.enabled")), ["false", "false", "true"]);
     assert_eq!(value(80, "stickiness.enabled"), "true");
+}
+
+#[test]
+fn r45_a_check_of_a_server_that_expects_the_proxy_protocol_is_warned_of() {
+    let warnings = |annotations: &[(&str, &str)]| parse(&service(one_port(), annotations)).unwrap().warnings;
+    let proxied = (annotation::PROXY_PROTOCOL, "*");
+    assert_eq!(warnings(&[proxied]), Vec::<String>::new());
+    assert_eq!(warnings(&[proxied, (annotation::HEALTH_PORT, "8081")]), Vec::<String>::new());
+    assert_eq!(warnings(&[proxied, (annotation::HEALTH_PROTOCOL, "tcp")]), Vec::<String>::new());
+    for key in [(annotation::HEALTH_PORT, "traffic-port"), (annotation::HEALTH_PATH, "/ready")] {
+        let warnings = warnings(&[proxied, key]);
+        assert!(warnings.len() == 1 && warnings[0].contains("expects the PROXY protocol"), "{warnings:?}");
+    }
 }
 
 #[test]
