@@ -90,7 +90,8 @@ pub struct Node {
     #[arg(long, env = "WEIR_NODE_MODE", value_enum, default_value_t = NodeMode::Replace, global = true)]
     pub mode: NodeMode,
 
-    /// With --mode=beside: the value of the label service.kubernetes.io/service-proxy-name of our Services
+    /// The value of the label service.kubernetes.io/service-proxy-name of our Services: with --mode=beside those that have
+    /// it are served, with --mode=replace those that have no other
     #[arg(long, env = "WEIR_SERVICE_PROXY_NAME", default_value = "weir", global = true)]
     pub service_proxy_name: String,
 
@@ -164,7 +165,7 @@ impl Node {
     /// The mode, with the label's value.
     pub fn proxy_mode(&self) -> Mode {
         match self.mode {
-            NodeMode::Replace => Mode::Replace,
+            NodeMode::Replace => Mode::Replace(self.service_proxy_name.clone()),
             NodeMode::Beside => Mode::Beside(self.service_proxy_name.clone()),
         }
     }

@@ -475,7 +475,7 @@ fn prerouting(family: Family, facts: &Facts) -> Vec<Rule> {
 fn unknown_ports(family: Family, facts: &Facts) -> Vec<Rule> {
     let mut rules = vec![Rule::when(Match::DestinationOf(Collection::ClusterIps), Statement::Goto(Target::Refuse))];
     let ranges: Vec<_> = facts.service_ranges.iter().filter(|range| family.has(range.addr())).copied().collect();
-    if facts.mode == Mode::Replace && !ranges.is_empty() {
+    if matches!(facts.mode, Mode::Replace(_)) && !ranges.is_empty() {
         rules.push(Rule::when(Match::DestinationIn(IpNet::aggregate(&ranges)), Statement::Drop));
     }
     rules

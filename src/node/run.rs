@@ -234,7 +234,7 @@ fn happenings(
         notices,
     ];
     streams.push(match settings.proxy_mode() {
-        Mode::Replace => ranges(client, all),
+        Mode::Replace(_) => ranges(client, all),
         // kube-proxy looks after unused addresses.
         Mode::Beside(_) => stream::once(async { Happening::NoRanges }).boxed(),
     });

@@ -46,7 +46,7 @@ pub fn facts(mode: Mode) -> Facts {
 impl Scene {
     /// A node without kube-proxy that has been told nothing.
     pub fn new() -> Self {
-        Self::of_mode(Mode::Replace)
+        Self::of_mode(Mode::Replace("weir".to_owned()))
     }
 
     pub fn of_mode(mode: Mode) -> Self {

@@ -15,8 +15,9 @@ pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Which Services are ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// All without the label [`PROXY_NAME_LABEL`]: there is no kube-proxy.
-    Replace,
+    /// All but those whose label [`PROXY_NAME_LABEL`] has another value than this: there is no kube-proxy, and what was
+    /// ours beside one stays ours.
+    Replace(String),
     /// Those whose label has this value: kube-proxy serves the others.
     Beside(String),
 }
@@ -25,7 +26,7 @@ impl Mode {
     fn owns(&self, service: &v1::Service) -> bool {
         let label = service.metadata.labels.as_ref().and_then(|labels| labels.get(PROXY_NAME_LABEL));
         match self {
-            Self::Replace => label.is_none(),
+            Self::Replace(name) => label.is_none_or(|label| label == name),
             Self::Beside(name) => label == Some(name),
         }
     }
@@ -194,6 +195,10 @@ fn parse_ranges(ranges: &[String]) -> Vec<IpNet> {
 mod tests {
     use serde_json::{Value, json};
 
+    fn alone() -> Mode {
+        Mode::Replace("weir".to_owned())
+    }
+
     use super::*;
 
     fn read(labels: Value, spec: Value, mode: &Mode) -> Option<Service> {
@@ -213,7 +218,7 @@ mod tests {
             json!({"clusterIP": "", "ports": port()}),
             json!({"clusterIP": "10.96.0.1", "type": "ExternalName", "ports": port()}),
         ] {
-            assert_eq!(read(json!({}), spec.clone(), &Mode::Replace), None, "{spec}");
+            assert_eq!(read(json!({}), spec.clone(), &alone()), None, "{spec}");
         }
     }
 
@@ -224,11 +229,11 @@ mod tests {
             (json!({}), true, false),
             (json!({PROXY_NAME_LABEL: ""}), false, false),
             (json!({PROXY_NAME_LABEL: "other"}), false, false),
-            (json!({PROXY_NAME_LABEL: "weir"}), false, true),
+            (json!({PROXY_NAME_LABEL: "weir"}), true, true),
         ];
         for (labels, replace, with_kube_proxy) in cases {
             let spec = json!({"clusterIP": "10.96.0.1", "ports": port()});
-            assert_eq!(read(labels.clone(), spec.clone(), &Mode::Replace).is_some(), replace, "{labels}");
+            assert_eq!(read(labels.clone(), spec.clone(), &alone()).is_some(), replace, "{labels}");
             assert_eq!(read(labels.clone(), spec, &beside).is_some(), with_kube_proxy, "{labels}");
         }
     }
@@ -243,7 +248,7 @@ mod tests {
                 {"hostname": "x.elb.amazonaws.com"}, {"ip": "2001:db8::1"},
             ]}},
         });
-        let service = Service::read(&serde_json::from_value(object).unwrap(), &Mode::Replace, true).unwrap();
+        let service = Service::read(&serde_json::from_value(object).unwrap(), &alone(), true).unwrap();
         let ips: Vec<_> = service.balancer_ips.iter().map(ToString::to_string).collect();
         assert_eq!(ips, ["203.0.113.1", "203.0.113.2", "2001:db8::1"]);
     }
@@ -257,7 +262,7 @@ mod tests {
             "spec": {"clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": port(), "externalIPs": odd},
             "status": {"loadBalancer": {"ingress": ingress}},
         });
-        let service = Service::read(&serde_json::from_value(object).unwrap(), &Mode::Replace, true).unwrap();
+        let service = Service::read(&serde_json::from_value(object).unwrap(), &alone(), true).unwrap();
         assert_eq!((service.external_ips, service.balancer_ips), (vec![], vec![]));
     }
 
@@ -267,7 +272,7 @@ mod tests {
             let spec = json!({
                 "clusterIP": "10.96.0.1", "type": "LoadBalancer", "ports": port(), "loadBalancerSourceRanges": ranges,
             });
-            let service = read(json!({}), spec, &Mode::Replace).unwrap();
+            let service = read(json!({}), spec, &alone()).unwrap();
             let text = |family| {
                 let ranges = service.guard(family)?;
                 Some(ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
@@ -285,7 +290,7 @@ mod tests {
         let affinity = |spec: Value| {
             let mut whole = json!({"clusterIP": "10.96.0.1", "ports": port()});
             whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-            read(json!({}), whole, &Mode::Replace).unwrap().affinity
+            read(json!({}), whole, &alone()).unwrap().affinity
         };
         assert_eq!(affinity(json!({})), None);
         assert_eq!(affinity(json!({"sessionAffinity": "None"})), None);

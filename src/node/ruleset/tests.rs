@@ -106,7 +106,7 @@ fn p15_p16_addresses_and_ports_that_nothing_answers_on() {
     let beside = Mode::Beside("weir".to_owned());
     for from in ["host", "pod", "outside"] {
         for (to, alone, with_kube_proxy) in cases {
-            for (mode, wanted) in [(Mode::Replace, alone), (beside.clone(), with_kube_proxy)] {
+            for (mode, wanted) in [(Mode::Replace("weir".to_owned()), alone), (beside.clone(), with_kube_proxy)] {
                 let mut scene = Scene::of_mode(mode.clone());
                 let mut service = everything("Cluster", "Cluster", "tcp");
                 if mode == beside {
@@ -172,7 +172,7 @@ fn p24_node_ports_answer_on_their_addresses_only() {
 #[test]
 fn p29_external_ips_can_be_switched_off() {
     let mut scene = Scene::new();
-    scene.index = crate::node::index::Index::new("here".to_owned(), Mode::Replace, false);
+    scene.index = crate::node::index::Index::new("here".to_owned(), Mode::Replace("weir".to_owned()), false);
     scene.service("web", everything("Cluster", "Cluster", "tcp"));
     scene.endpoints("web", &["far1"]);
     scene.expect(&[("outside", "198.51.100.7:80", "untouched"), ("outside", "198.51.100.8:80", "far1*")]);
@@ -395,8 +395,8 @@ fn candidates(local: bool, count: u16) -> Vec<Candidate> {
 #[test]
 fn more_endpoints_than_an_index_can_tell_apart_are_cut_off() {
     let service = serde_json::from_value(everything("Local", "Cluster", "tcp")).unwrap();
-    let service = Service::read(&service, &Mode::Replace, true).unwrap();
-    let facts = scene::facts(Mode::Replace);
+    let service = Service::read(&service, &Mode::Replace("weir".to_owned()), true).unwrap();
+    let facts = scene::facts(Mode::Replace("weir".to_owned()));
     let made = |cluster: Vec<Candidate>, local: Vec<Candidate>| {
         let choice = Choice { cluster, local, serving: Vec::new() };
         let (key, order) = (scene::key("web"), Order::default());
