@@ -21,7 +21,7 @@ use weir::controller::apply::apply;
 use weir::controller::desired::{DesiredBalancer, DesiredTargetGroup, Policy};
 use weir::controller::drift::{Rotation, check};
 use weir::controller::facts::{Facts, NodeGroups};
-use weir::controller::observed::{BalancerState, HealthCheck};
+use weir::controller::observed::{BalancerState, Carried, HealthCheck};
 use weir::controller::plan::Step;
 use weir::metrics::Metrics;
 use weir::model::family::Family;
@@ -380,7 +380,13 @@ impl World {
         let (leader, follows) = watch::channel(true);
         let aws = Aws::new(&config.build(), &Metrics::default());
         let (account, _) = Account::new(aws, policy, Some("vpc-1".into()), follows);
-        let facts = Facts { vpc: "vpc-1".into(), subnets: BTreeMap::new(), node_groups: NodeGroups::default() };
+        let facts = Facts {
+            vpc: "vpc-1".into(),
+            subnets: BTreeMap::new(),
+            node_groups: NodeGroups::default(),
+            groups: BTreeMap::new(),
+            prefix_lists: BTreeMap::new(),
+        };
         account.state().facts = Some(facts);
         Self { account, fake, waits, leader, _server: server }
     }
@@ -457,8 +463,11 @@ fn create_balancer() -> Step {
         scheme: Scheme::InternetFacing,
         address_type: AddressType::Ipv4,
         subnets,
-        groups: vec!["sg".into()],
+        source_nat: false,
+        groups: vec![Carried::Ours("sg".into())],
         group_ids: BTreeSet::new(),
+        rules_on_private_link: true,
+        capacity: 0,
         tags,
         attributes: BTreeMap::new(),
     })

@@ -17,10 +17,11 @@ use proptest::sample::{select, subsequence};
 use proptest::test_runner::{Config, TestError, TestRunner};
 use serde_json::{Value, json};
 use weir::controller::desired::{Policy, Refusal, desired};
-use weir::controller::facts::{Facts, NodeGroups, Subnet};
+use weir::controller::facts::{Facts, NodeGroups, PrefixList, Subnet};
 use weir::controller::observed::Observed;
 use weir::controller::plan::plan;
 use weir::model::annotation::{Annotations, Problem, TABLE};
+use weir::model::family::Family;
 use weir::model::ownership::Tags;
 use weir::model::service::{Scheme, parse};
 
@@ -145,7 +146,13 @@ fn facts() -> Facts {
         (id.into(), subnet)
     };
     let subnets = [subnet("subnet-0a", "za", "10.0.0.0/24"), subnet("subnet-0b", "zb", "10.0.1.0/24")].into();
-    Facts { vpc: "vpc-1".into(), subnets, node_groups: NodeGroups::default() }
+    Facts {
+        vpc: "vpc-1".into(),
+        subnets,
+        node_groups: NodeGroups::default(),
+        groups: [("sg-0a".into(), Some("web".into()))].into(),
+        prefix_lists: [("pl-0a".into(), PrefixList { family: Family::Ipv4, max_entries: 50 })].into(),
+    }
 }
 
 fn policy() -> Policy {

@@ -163,6 +163,8 @@ fn classify(code: &str, message: &str, status: u16) -> Class {
         "ResourceInUseFault" | "ResourceContentionFault" | "ScalingActivityInProgress" => Class::Conflict,
         "InstanceRefreshInProgress" | "InstanceRefreshInProgressFault" => Class::Conflict,
         "TargetGroupAssociationLimit" => Class::Conflict,
+        "CapacityReservationPending" | "PriorRequestNotComplete" | "InsufficientCapacity" => Class::Conflict,
+        "CapacityUnitsLimitExceeded" | "CapacityDecreaseRequestsLimitExceeded" => Class::Quota,
         "RulesPerSecurityGroupLimitExceeded" | "SecurityGroupLimitExceeded" => Class::Quota,
         "LimitExceeded" | "LimitExceededFault" | "VcpuLimitExceeded" => Class::Quota,
         code if code.starts_with("TooMany") => Class::Quota,

@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{
-    Filter, IpPermission, IpRange, Ipv6Range, PrefixListId, Reservation, ResourceType, SecurityGroup as SdkGroup,
-    SubnetCidrBlockStateCode, Tag, TagSpecification, UserIdGroupPair,
+    Filter, IpPermission, IpRange, Ipv6Range, ManagedPrefixList, PrefixListId, Reservation, ResourceType,
+    SecurityGroup as SdkGroup, SubnetCidrBlockStateCode, Tag, TagSpecification, UserIdGroupPair,
 };
 use ipnet::IpNet;
 
 use super::classify::{AwsError, Class};
 use super::{Aws, call};
-use crate::controller::facts::Subnet;
+use crate::controller::facts::{PrefixList, Subnet};
 use crate::controller::observed::{IngressRule, SecurityGroup, Source};
+use crate::model::family::Family;
 use crate::model::id::{InstanceId, LoadBalancerArn, SecurityGroupId, SubnetId, VpcId};
 use crate::model::ownership::{CLUSTER_TAG, CLUSTER_UID_TAG, Tags, is_of_other_uid};
 
@@ -149,7 +150,7 @@ impl Aws {
     /// # Errors
     /// As of DescribeSecurityGroups.
     pub async fn describe_groups_of(&self, cluster: &str) -> Result<Vec<SecurityGroup>, AwsError> {
-        self.describe_groups(filter(&format!("tag:{CLUSTER_TAG}"), [cluster])).await
+        self.describe_groups(vec![filter(&format!("tag:{CLUSTER_TAG}"), [cluster])]).await
     }
 
     /// Security groups by id; those that do not exist are left out.
@@ -160,7 +161,60 @@ impl Aws {
         if ids.is_empty() {
             return Ok(vec![]);
         }
-        self.describe_groups(filter("group-id", ids.iter().map(SecurityGroupId::as_str))).await
+        self.describe_groups(vec![filter("group-id", ids.iter().map(SecurityGroupId::as_str))]).await
+    }
+
+    /// Security groups of a VPC by id or `Name` tag, with their `Name` tags.
+    ///
+    /// # Errors
+    /// As of DescribeSecurityGroups.
+    pub async fn describe_named_groups(
+        &self,
+        vpc: &VpcId,
+        asked: &BTreeSet<String>,
+    ) -> Result<BTreeMap<SecurityGroupId, Option<String>>, AwsError> {
+        let (ids, names): (Vec<_>, Vec<_>) = asked.iter().map(String::as_str).partition(|text| text.starts_with("sg-"));
+        let mut found = BTreeMap::new();
+        for (key, values) in [("group-id", ids), ("tag:Name", names)] {
+            if values.is_empty() {
+                continue;
+            }
+            let which = vec![filter(key, values), filter("vpc-id", [vpc.as_str()])];
+            let groups = self.describe_groups(which).await?;
+            found.extend(groups.into_iter().map(|mut group| (group.id, group.tags.remove("Name"))));
+        }
+        Ok(found)
+    }
+
+    /// Prefix lists by id; those that do not exist are left out.
+    ///
+    /// # Errors
+    /// As of DescribeManagedPrefixLists.
+    pub async fn describe_prefix_lists(
+        &self,
+        ids: &BTreeSet<String>,
+    ) -> Result<BTreeMap<String, PrefixList>, AwsError> {
+        let mut found = BTreeMap::new();
+        if ids.is_empty() {
+            return Ok(found);
+        }
+        let by = filter("prefix-list-id", ids.iter().map(String::as_str));
+        let mut token = None;
+        loop {
+            let request =
+                self.ec2.describe_managed_prefix_lists().filters(by.clone()).max_results(100).set_next_token(token);
+            let page = call!(self.read, "ec2:DescribeManagedPrefixLists", "*", request)?;
+            for shown in page.prefix_lists() {
+                let Some(id) = shown.prefix_list_id() else { continue };
+                let is_v6 = shown.address_family() == Some("IPv6");
+                let family = if is_v6 { Family::Ipv6 } else { Family::Ipv4 };
+                found.insert(id.to_owned(), PrefixList { family, max_entries: weight(shown) });
+            }
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     /// Inbound rules of other security groups that name this one.
@@ -196,12 +250,16 @@ impl Aws {
         }
     }
 
-    async fn describe_groups(&self, which: Filter) -> Result<Vec<SecurityGroup>, AwsError> {
+    async fn describe_groups(&self, which: Vec<Filter>) -> Result<Vec<SecurityGroup>, AwsError> {
         let mut found = vec![];
         let mut token = None;
         loop {
-            let request =
-                self.ec2.describe_security_groups().filters(which.clone()).max_results(PAGE).set_next_token(token);
+            let request = self
+                .ec2
+                .describe_security_groups()
+                .set_filters(Some(which.clone()))
+                .max_results(PAGE)
+                .set_next_token(token);
             let page = call!(self.read, "ec2:DescribeSecurityGroups", "*", request)?;
             found.extend(page.security_groups().iter().filter_map(group));
             token = page.next_token.filter(|token| !token.is_empty());
@@ -240,7 +298,7 @@ impl Aws {
                 Ok(SecurityGroup { id: id.into(), name: name.into(), rules: BTreeSet::new(), tags: tags.clone() })
             }
             Err(error) if error.class == Class::Exists => {
-                let existing = self.describe_groups(filter("group-name", [name])).await?;
+                let existing = self.describe_groups(vec![filter("group-name", [name])]).await?;
                 let uid = tags.get(CLUSTER_UID_TAG).map_or("", String::as_str);
                 let is_ours = |group: &SecurityGroup| {
                     group.tags.get(CLUSTER_TAG) == tags.get(CLUSTER_TAG) && !is_of_other_uid(uid, &group.tags)
@@ -392,6 +450,20 @@ fn is_class(answer: &Result<(), AwsError>, class: Class) -> bool {
 /// The answer, with a failure of this class counted as success.
 fn unless(answer: Result<(), AwsError>, fine: Class) -> Result<(), AwsError> {
     if is_class(&answer, fine) { Ok(()) } else { answer }
+}
+
+/// How many rules a list counts as: its maximum size, or the weight that AWS gives one of its own (VPC user guide,
+/// "AWS-managed prefix lists").
+fn weight(shown: &ManagedPrefixList) -> usize {
+    let most = shown.max_entries().and_then(|most| usize::try_from(most).ok());
+    most.unwrap_or_else(|| match shown.prefix_list_name().and_then(|name| name.rsplit('.').next()) {
+        Some("origin-facing") => 55,
+        Some("route53-healthchecks") => 25,
+        Some("vpc-lattice") => 10,
+        Some("s3express") => 6,
+        Some("groundstation") => 5,
+        _ => 1,
+    })
 }
 
 fn filter<'a>(name: &str, values: impl IntoIterator<Item = &'a str>) -> Filter {

@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_elasticloadbalancingv2::types::{
-    Action, ActionTypeEnum, Certificate, IpAddressType, Listener as SdkListener, ListenerAttribute, LoadBalancer,
-    LoadBalancerAttribute, LoadBalancerSchemeEnum, LoadBalancerStateEnum, LoadBalancerTypeEnum, Matcher, ProtocolEnum,
-    SubnetMapping, Tag, TargetDescription, TargetGroup as SdkTargetGroup, TargetGroupAttribute,
-    TargetGroupIpAddressTypeEnum, TargetHealthStateEnum, TargetTypeEnum,
+    Action, ActionTypeEnum, AvailabilityZone, Certificate, EnablePrefixForIpv6SourceNatEnum,
+    EnforceSecurityGroupInboundRulesOnPrivateLinkTrafficEnum as PrivateLinkEnum, IpAddressType,
+    Listener as SdkListener, ListenerAttribute, LoadBalancer, LoadBalancerAttribute, LoadBalancerSchemeEnum,
+    LoadBalancerStateEnum, LoadBalancerTypeEnum, Matcher, MinimumLoadBalancerCapacity, ProtocolEnum, SubnetMapping,
+    Tag, TargetDescription, TargetGroup as SdkTargetGroup, TargetGroupAttribute, TargetGroupIpAddressTypeEnum,
+    TargetHealthStateEnum, TargetTypeEnum,
 };
 
 use super::classify::{AwsError, Class};
 use super::{Aws, call};
 use crate::controller::desired::{DesiredBalancer, DesiredTargetGroup};
-use crate::controller::observed::{Balancer, BalancerState, HealthCheck, Intent, Listener, TargetGroup};
+use crate::controller::observed::{Balancer, BalancerState, HealthCheck, Intent, Listener, Mapping, TargetGroup};
 use crate::model::attribute::Attributes;
 use crate::model::family::Family;
-use crate::model::id::{
-    InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, SubnetId, TargetGroupArn, VpcId, Zone,
-};
+use crate::model::id::{InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId, Zone};
 use crate::model::node::Labels;
 use crate::model::ownership::Tags;
 use crate::model::service::{AddressType, Protocol, Scheme, Tls};
@@ -208,6 +208,7 @@ impl Aws {
                 Scheme::InternetFacing => LoadBalancerSchemeEnum::InternetFacing,
             })
             .ip_address_type(address_type(desired.address_type))
+            .set_enable_prefix_for_ipv6_source_nat(desired.source_nat.then(|| source_nat(true)))
             .set_subnet_mappings(Some(desired.subnets.values().map(mapping).collect()))
             .set_security_groups(Some(groups.iter().map(ToString::to_string).collect()))
             .set_tags(Some(write_tags(&desired.tags)));
@@ -215,18 +216,32 @@ impl Aws {
         let made = answer.load_balancers().first().and_then(balancer);
         let mut made = made.ok_or_else(|| AwsError::incomplete(action, name))?;
         made.tags = desired.tags.clone();
+        // What the answer does not show yet, and is known to be so.
+        made.subnets = desired.subnets.clone();
+        made.capacity = Some(0);
         made.listeners = Some(BTreeMap::new());
         made.attributes = Some(Attributes::new());
         Ok(made)
     }
 
-    /// Sets the security groups of a load balancer.
+    /// Sets the security groups of a load balancer, and whether their inbound rules hold for PrivateLink.
     ///
     /// # Errors
     /// As of SetSecurityGroups.
-    pub async fn set_groups(&self, arn: &LoadBalancerArn, groups: &[SecurityGroupId]) -> Result<(), AwsError> {
+    pub async fn set_groups(
+        &self,
+        arn: &LoadBalancerArn,
+        groups: &[SecurityGroupId],
+        rules_on_private_link: bool,
+    ) -> Result<(), AwsError> {
         let ids = groups.iter().map(ToString::to_string).collect();
-        let request = self.elb.set_security_groups().load_balancer_arn(arn.as_str()).set_security_groups(Some(ids));
+        let enforce = if rules_on_private_link { PrivateLinkEnum::On } else { PrivateLinkEnum::Off };
+        let request = self
+            .elb
+            .set_security_groups()
+            .load_balancer_arn(arn.as_str())
+            .set_security_groups(Some(ids))
+            .enforce_security_group_inbound_rules_on_private_link_traffic(enforce);
         call!(self.write, "elasticloadbalancing:SetSecurityGroups", arn.as_str(), request).map(drop)
     }
 
@@ -240,13 +255,52 @@ impl Aws {
         call!(self.write, "elasticloadbalancing:SetIpAddressType", arn.as_str(), request).map(drop)
     }
 
-    /// Sets the subnets of a load balancer.
+    /// Reserves capacity units for a load balancer; 0 ends a reservation.
+    ///
+    /// # Errors
+    /// As of ModifyCapacityReservation.
+    pub async fn reserve_capacity(&self, arn: &LoadBalancerArn, units: i32) -> Result<(), AwsError> {
+        let request = self.elb.modify_capacity_reservation().load_balancer_arn(arn.as_str());
+        let request = if units == 0 {
+            request.reset_capacity_reservation(true)
+        } else {
+            let capacity = MinimumLoadBalancerCapacity::builder().capacity_units(units).build();
+            request.minimum_load_balancer_capacity(capacity)
+        };
+        call!(self.write, "elasticloadbalancing:ModifyCapacityReservation", arn.as_str(), request).map(drop)
+    }
+
+    /// Capacity units that are reserved for a load balancer.
+    ///
+    /// # Errors
+    /// As of DescribeCapacityReservation.
+    pub async fn describe_capacity(&self, arn: &LoadBalancerArn) -> Result<i32, AwsError> {
+        let request = self.elb.describe_capacity_reservation().load_balancer_arn(arn.as_str());
+        let answer = call!(self.read, "elasticloadbalancing:DescribeCapacityReservation", arn.as_str(), request)?;
+        Ok(answer
+            .minimum_load_balancer_capacity()
+            .and_then(MinimumLoadBalancerCapacity::capacity_units)
+            .unwrap_or_default())
+    }
+
+    /// Sets the subnets of a load balancer and the addresses there, and what else is given.
     ///
     /// # Errors
     /// As of SetSubnets.
-    pub async fn set_subnets(&self, arn: &LoadBalancerArn, subnets: &BTreeMap<Zone, SubnetId>) -> Result<(), AwsError> {
-        let mappings = subnets.values().map(mapping).collect();
-        let request = self.elb.set_subnets().load_balancer_arn(arn.as_str()).set_subnet_mappings(Some(mappings));
+    pub async fn set_subnets(
+        &self,
+        arn: &LoadBalancerArn,
+        subnets: &BTreeMap<Zone, Mapping>,
+        wanted_type: Option<AddressType>,
+        wanted_source_nat: Option<bool>,
+    ) -> Result<(), AwsError> {
+        let request = self
+            .elb
+            .set_subnets()
+            .load_balancer_arn(arn.as_str())
+            .set_subnet_mappings(Some(subnets.values().map(mapping).collect()))
+            .set_ip_address_type(wanted_type.map(address_type))
+            .set_enable_prefix_for_ipv6_source_nat(wanted_source_nat.map(source_nat));
         call!(self.write, "elasticloadbalancing:SetSubnets", arn.as_str(), request).map(drop)
     }
 
@@ -619,8 +673,11 @@ fn balancer(shown: &LoadBalancer) -> Option<Balancer> {
             _ => AddressType::Ipv4,
         },
         state,
-        subnets: zones.filter_map(|zone| Some((zone.zone_name()?.into(), zone.subnet_id()?.into()))).collect(),
+        subnets: zones.filter_map(|zone| Some((zone.zone_name()?.into(), shown_mapping(zone)?))).collect(),
+        source_nat: shown.enable_prefix_for_ipv6_source_nat() == Some(&EnablePrefixForIpv6SourceNatEnum::On),
         groups: shown.security_groups().iter().map(SecurityGroupId::from).collect(),
+        rules_on_private_link: shown.enforce_security_group_inbound_rules_on_private_link_traffic() != Some("off"),
+        capacity: None,
         tags: Tags::new(),
         listeners: None,
         attributes: None,
@@ -718,8 +775,29 @@ fn address_type(address_type: AddressType) -> IpAddressType {
     }
 }
 
-fn mapping(subnet: &SubnetId) -> SubnetMapping {
-    SubnetMapping::builder().subnet_id(subnet.as_str()).build()
+const fn source_nat(on: bool) -> EnablePrefixForIpv6SourceNatEnum {
+    if on { EnablePrefixForIpv6SourceNatEnum::On } else { EnablePrefixForIpv6SourceNatEnum::Off }
+}
+
+fn mapping(wanted: &Mapping) -> SubnetMapping {
+    SubnetMapping::builder()
+        .subnet_id(wanted.subnet.as_str())
+        .set_allocation_id(wanted.allocation.clone())
+        .set_private_ipv4_address(wanted.private_ipv4.map(|address| address.to_string()))
+        .set_ipv6_address(wanted.ipv6.map(|address| address.to_string()))
+        .set_source_nat_ipv6_prefix(wanted.source_nat_prefix.map(|prefix| prefix.to_string()))
+        .build()
+}
+
+fn shown_mapping(zone: &AvailabilityZone) -> Option<Mapping> {
+    let addresses = zone.load_balancer_addresses();
+    Some(Mapping {
+        subnet: zone.subnet_id()?.into(),
+        allocation: addresses.iter().find_map(|shown| shown.allocation_id().map(str::to_owned)),
+        private_ipv4: addresses.iter().find_map(|shown| shown.private_ipv4_address()?.parse().ok()),
+        ipv6: addresses.iter().find_map(|shown| shown.ipv6_address()?.parse().ok()),
+        source_nat_prefix: zone.source_nat_ipv6_prefixes().iter().find_map(|shown| shown.parse().ok()),
+    })
 }
 
 fn target(instance: &InstanceId) -> TargetDescription {

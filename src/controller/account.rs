@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 use super::desired::Policy;
-use super::facts::{Facts, NodeGroups, choose_node_group};
+use super::facts::{Asked, Facts, NodeGroups, choose_node_group};
 use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState, TargetGroup};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
 use super::plan::{AttributesOf, Step};
@@ -76,6 +76,8 @@ pub struct State {
     pub observed: Observed,
     /// The network, once it has been read.
     pub facts: Option<Facts>,
+    /// What Services named since the network was read, so that it is read with it the next time.
+    pub asked: Asked,
     /// Why the network could not be read.
     pub network_problem: Option<String>,
     /// When it was read, or that was tried.
@@ -272,6 +274,7 @@ impl State {
         merge_map(&mut observed.balancers, fresh.balancers, String::as_str, is_newer, &mut missing, |old, new| {
             if old.arn == new.arn {
                 new.attributes = new.attributes.take().or_else(|| old.attributes.take());
+                new.capacity = new.capacity.or(old.capacity);
                 for (port, listener) in new.listeners.iter_mut().flatten() {
                     old.listeners
                         .iter()
@@ -637,6 +640,7 @@ fn step_subject(step: &Step) -> &str {
         Step::SetGroups { balancer, .. }
         | Step::SetAddressType { balancer, .. }
         | Step::SetSubnets { balancer, .. }
+        | Step::ReserveCapacity { balancer, .. }
         | Step::CreateListener { balancer, .. }
         | Step::ModifyListener { balancer, .. }
         | Step::AddCertificates { balancer, .. }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use backon::{ExponentialBuilder, Retryable};
 
 use super::account::{Account, State, StepError};
-use super::observed::Outcome;
+use super::observed::{Carried, Outcome};
 use super::plan::{AttributesOf, Resource, Step};
 use crate::aws::classify::{AwsError, Class};
 use crate::aws::ec2::RULE_MARK;
@@ -71,12 +71,12 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             let ids = group_ids(&account.state(), &desired.groups)?;
             Ok(Outcome::Balancer(aws.create_balancer(desired, &ids).await?))
         }
-        Step::SetGroups { balancer, groups } => {
+        Step::SetGroups { balancer, groups, rules_on_private_link } => {
             let (arn, ids) = {
                 let state = account.state();
                 (balancer_arn(&state, balancer)?, group_ids(&state, groups)?)
             };
-            aws.set_groups(&arn, &ids).await?;
+            aws.set_groups(&arn, &ids, *rules_on_private_link).await?;
             Ok(Outcome::Done)
         }
         Step::SetAddressType { balancer, address_type } => {
@@ -84,9 +84,14 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             aws.set_address_type(&arn, *address_type).await?;
             Ok(Outcome::Done)
         }
-        Step::SetSubnets { balancer, subnets } => {
+        Step::SetSubnets { balancer, subnets, address_type, source_nat } => {
             let arn = balancer_arn(&account.state(), balancer)?;
-            aws.set_subnets(&arn, subnets).await?;
+            aws.set_subnets(&arn, subnets, *address_type, *source_nat).await?;
+            Ok(Outcome::Done)
+        }
+        Step::ReserveCapacity { balancer, units } => {
+            let arn = balancer_arn(&account.state(), balancer)?;
+            aws.reserve_capacity(&arn, *units).await?;
             Ok(Outcome::Done)
         }
         Step::DeleteBalancer { name, .. } => {
@@ -251,8 +256,10 @@ fn group_id(state: &State, name: &str) -> Result<SecurityGroupId, StepError> {
     found.ok_or_else(|| StepError::Gone(format!("security group {name}")))
 }
 
-fn group_ids(state: &State, names: &[String]) -> Result<Vec<SecurityGroupId>, StepError> {
-    names.iter().map(|name| group_id(state, name)).collect()
+fn group_ids(state: &State, groups: &[Carried]) -> Result<Vec<SecurityGroupId>, StepError> {
+    let id =
+        |group: &Carried| state.observed.id_of(group).ok_or_else(|| StepError::Gone(format!("security group {group}")));
+    groups.iter().map(id).collect()
 }
 
 enum Tagged {

@@ -3,10 +3,15 @@
 //! What exists plays a part in three answers only: a scheme that is no longer asked for stays what it is, a load
 //! balancer keeps its name and its zones, and a name that somebody else holds is refused.
 
+mod access;
+mod address;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::access::{frontend_rules, own_groups};
+use self::address::mappings;
 use super::facts::{Facts, discover_subnets, named_subnets};
-use super::observed::{Balancer, HealthCheck, IngressRule, Observed, Source};
+use super::observed::{Balancer, Carried, HealthCheck, IngressRule, Mapping, Observed, Source};
 use crate::model::annotation::{self, Problem};
 use crate::model::attribute::Attributes;
 use crate::model::family::Family;
@@ -38,8 +43,8 @@ pub struct Policy {
 pub struct Desired {
     /// The load balancer.
     pub balancer: DesiredBalancer,
-    /// The security group with the source ranges.
-    pub frontend: DesiredGroup,
+    /// The security group with the source ranges, unless the Service brings groups of its owner's.
+    pub frontend: Option<DesiredGroup>,
     /// The target group behind each listener, by the listener's port.
     pub target_groups: BTreeMap<u16, DesiredTargetGroup>,
     /// Listeners by port.
@@ -57,12 +62,18 @@ pub struct DesiredBalancer {
     pub scheme: Scheme,
     /// IP families of its clients.
     pub address_type: AddressType,
-    /// The subnet for each zone.
-    pub subnets: BTreeMap<Zone, SubnetId>,
-    /// Names of its security groups: frontend, backend.
-    pub groups: Vec<String>,
+    /// Its subnet in each zone, and its addresses there.
+    pub subnets: BTreeMap<Zone, Mapping>,
+    /// Whether it has an IPv6 prefix in each subnet for UDP clients.
+    pub source_nat: bool,
+    /// Its security groups: the Service's own or the owner's, then the one that the nodes admit.
+    pub groups: Vec<Carried>,
     /// Ids of those of them that exist.
     pub group_ids: BTreeSet<SecurityGroupId>,
+    /// Whether their inbound rules hold for what comes through PrivateLink too.
+    pub rules_on_private_link: bool,
+    /// Capacity units reserved for it.
+    pub capacity: i32,
     /// Its tags.
     pub tags: Tags,
     /// Its attributes, as far as asked for.
@@ -139,24 +150,40 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
     let same_scheme = || existing.iter().copied().filter(|balancer| balancer.scheme == scheme);
     let kept = same_scheme().find(|balancer| balancer.name == wanted_name).or_else(|| same_scheme().next());
 
-    check_name(spec, &wanted_name, kept, observed, policy)?;
+    let mut problems = vec![];
+    take(check_name(spec, &wanted_name, kept, observed, policy), &mut problems);
     let name = kept.map_or(wanted_name, |balancer| balancer.name.clone());
-    let subnets = subnets(spec, scheme, facts, policy, kept)?;
-    check_ipv6(spec, &subnets, facts)?;
-
+    let subnets = match subnets(spec, scheme, facts, policy, kept) {
+        Ok(subnets) => mappings(spec, scheme, &subnets, facts, kept).unwrap_or_else(|found| {
+            problems.extend(found);
+            BTreeMap::new()
+        }),
+        Err(Refusal::Service(found)) => {
+            problems.extend(found);
+            BTreeMap::new()
+        }
+        Err(network @ Refusal::Network(_)) => return Err(network),
+    };
     let tags = |role| {
         let tags = ownership::service_tags(cluster, &spec.owner, role, &spec.tags);
         ownership::with_cluster_uid(tags, &policy.cluster_uid)
     };
-    let frontend = DesiredGroup {
+    let mut groups = take(own_groups(spec, facts), &mut problems);
+    let frontend = spec.access.groups.is_empty().then(|| DesiredGroup {
         name: name::frontend_group(cluster, service, uid),
         description: format!("Sources that may reach the load balancer of Service {service}")
             .chars()
             .take(255)
             .collect(),
-        rules: frontend_rules(spec),
+        rules: take(frontend_rules(spec, facts), &mut problems),
         tags: tags(Role::FrontendGroup),
-    };
+    });
+    if !problems.is_empty() {
+        problems.sort();
+        return Err(Refusal::Service(problems));
+    }
+    groups.extend(frontend.iter().map(|group| Carried::Ours(group.name.clone())));
+    groups.extend(spec.access.carries_backend().then(|| Carried::Ours(name::backend_group(cluster))));
     let target_groups = spec
         .ports
         .iter()
@@ -183,15 +210,17 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
             (*port, group)
         })
         .collect();
-    let groups = vec![frontend.name.clone(), name::backend_group(cluster)];
-    let group_ids = groups.iter().filter_map(|name| Some(observed.groups.get(name)?.id.clone())).collect();
+    let group_ids = groups.iter().filter_map(|group| observed.id_of(group)).collect();
     let balancer = DesiredBalancer {
         name,
         scheme,
         address_type: spec.address_type,
         subnets,
+        source_nat: spec.addresses.source_nat,
         groups,
         group_ids,
+        rules_on_private_link: spec.access.rules_on_private_link,
+        capacity: spec.capacity,
         tags: tags(Role::Balancer),
         attributes: spec.attributes.clone(),
     };
@@ -244,20 +273,6 @@ fn health_check(spec: &ServiceSpec, port: &Port, policy: &Policy) -> HealthCheck
 
 const TRAFFIC_PORT: &str = "traffic-port";
 
-fn frontend_rules(spec: &ServiceSpec) -> BTreeSet<IngressRule> {
-    let mut rules = BTreeSet::new();
-    for listener in spec.ports.values() {
-        for transport in listener.protocol.parts() {
-            for range in &spec.source_ranges {
-                let port = i32::from(listener.port);
-                let source = Source::Range(*range);
-                rules.insert(IngressRule { protocol: transport.as_str().into(), from: port, to: port, source });
-            }
-        }
-    }
-    rules
-}
-
 /// Rules that admit all load balancers of the cluster to its nodes. A constant handful: no Service adds one.
 pub fn node_rules(policy: &Policy, backend: &SecurityGroupId) -> BTreeSet<IngressRule> {
     let (first, last) = policy.node_ports;
@@ -281,13 +296,13 @@ fn check_name(
     kept: Option<&Balancer>,
     observed: &Observed,
     policy: &Policy,
-) -> Result<(), Refusal> {
+) -> Result<(), Problem> {
     let refuse = |wrong: String, expected: &str| {
         let (field, value) = match &spec.name {
             Some(name) => (annotation::NAME, name.as_str()),
             None => ("load balancer name", wanted),
         };
-        Err(Refusal::Service(vec![Problem::new(field, value, wrong, expected)]))
+        Err(Problem::new(field, value, wrong, expected))
     };
     if let Some(kept) = kept {
         if spec.name.is_some() && kept.name != wanted {
@@ -314,35 +329,21 @@ fn check_name(
     Ok(())
 }
 
-/// Refuses dualstack where a subnet has no IPv6 range.
-fn check_ipv6(spec: &ServiceSpec, subnets: &BTreeMap<Zone, SubnetId>, facts: &Facts) -> Result<(), Refusal> {
-    if spec.address_type == AddressType::Ipv4 {
-        return Ok(());
-    }
-    let has_none = |id: &SubnetId| facts.subnets.get(id).is_some_and(|subnet| !subnet.has_ipv6());
-    let lacking: Vec<_> = subnets.values().filter(|id| has_none(id)).map(SubnetId::as_str).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    let wrong = format!("cannot be had in {}, which has no IPv6 range", lacking.join(", "));
-    let expected = "ipv4, or subnets that all have an IPv6 CIDR block";
-    let value = spec.address_type.as_str();
-    Err(Refusal::Service(vec![Problem::new(annotation::IP_ADDRESS_TYPE, value, wrong, expected)]))
-}
-
-/// Subnets asked for; else those the load balancer has, and one for each zone that has come since. A zone is never
-/// taken away by discovery, since that would cut its connections.
+/// Subnets asked for, in that order; else those the load balancer has, and one for each zone that has come since, by id.
+/// A zone is never taken away by discovery, since that would cut its connections, nor added where addresses are listed
+/// for those there are.
 fn subnets(
     spec: &ServiceSpec,
     scheme: Scheme,
     facts: &Facts,
     policy: &Policy,
     kept: Option<&Balancer>,
-) -> Result<BTreeMap<Zone, SubnetId>, Refusal> {
-    let enabled = kept.map(|balancer| balancer.subnets.clone()).unwrap_or_default();
+) -> Result<Vec<(Zone, SubnetId)>, Refusal> {
+    let enabled = kept.iter().flat_map(|balancer| &balancer.subnets);
+    let enabled: BTreeMap<_, _> = enabled.map(|(zone, mapping)| (zone.clone(), mapping.subnet.clone())).collect();
     if !spec.subnets.is_empty() {
         let named = named_subnets(&spec.subnets, facts).map_err(|problem| Refusal::Service(vec![problem]))?;
-        let is_swap = |(zone, subnet): (&Zone, &SubnetId)| enabled.get(zone).is_some_and(|other| other != subnet);
+        let is_swap = |(zone, subnet): &(Zone, SubnetId)| enabled.get(zone).is_some_and(|other| other != subnet);
         if !enabled.is_empty() && named.iter().all(is_swap) {
             let wrong = "replaces the subnet of every zone at once, which would leave the load balancer without any";
             let expected = "at least one zone that keeps its subnet meanwhile";
@@ -353,16 +354,28 @@ fn subnets(
     }
     let mut chosen: BTreeMap<_, _> =
         enabled.into_iter().filter(|(_, subnet)| facts.subnets.contains_key(subnet)).collect();
-    match discover_subnets(&policy.cluster, scheme, spec.address_type, facts) {
-        Ok(found) => {
-            for (zone, subnet) in found {
-                chosen.entry(zone).or_insert(subnet);
+    if chosen.is_empty() || !spec.addresses.is_for_each_subnet() {
+        match discover_subnets(&policy.cluster, scheme, spec.address_type, facts) {
+            Ok(found) => {
+                for (zone, subnet) in found {
+                    chosen.entry(zone).or_insert(subnet);
+                }
             }
+            Err(sentence) if chosen.is_empty() => return Err(Refusal::Network(sentence)),
+            Err(_) => {}
         }
-        Err(sentence) if chosen.is_empty() => return Err(Refusal::Network(sentence)),
-        Err(_) => {}
     }
+    let mut chosen: Vec<_> = chosen.into_iter().collect();
+    chosen.sort_by(|(_, one), (_, other)| one.cmp(other));
     Ok(chosen)
+}
+
+/// The value, or its default after taking note of what is wrong.
+fn take<T: Default>(found: Result<T, Problem>, problems: &mut Vec<Problem>) -> T {
+    found.unwrap_or_else(|problem| {
+        problems.push(problem);
+        T::default()
+    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Reads what no batched call shows: attributes, and certificates beside the default ones.
+//! Reads what no batched call shows: attributes, reservations of capacity, and certificates beside the default ones.
 //!
 //! Of what this process makes it knows them. After a restart they are unknown: they are read before a plan where a
 //! Service asks for something. All of them are read in slow turns, so that what others set is found and put right.
@@ -27,6 +27,8 @@ const TURNS: u32 = 5;
 pub enum Detail {
     /// Attributes of a load balancer.
     Balancer { name: String, arn: LoadBalancerArn },
+    /// Capacity reserved for a load balancer.
+    Capacity { name: String, arn: LoadBalancerArn },
     /// Attributes of a target group.
     TargetGroup { name: String, arn: TargetGroupArn },
     /// Attributes of a listener.
@@ -37,6 +39,7 @@ pub enum Detail {
 
 enum Found {
     Attributes(Attributes),
+    Capacity(i32),
     Certificates(BTreeSet<String>),
 }
 
@@ -44,6 +47,10 @@ impl Detail {
     /// Of a load balancer: all that there is to read.
     pub fn of_balancer(balancer: &Balancer) -> Vec<Self> {
         let mut details = vec![Self::attributes_of(balancer)];
+        // Hardly anybody reserves any: where there was none, nobody asks again.
+        if balancer.capacity != Some(0) {
+            details.push(Self::capacity_of(balancer));
+        }
         for (port, listener) in balancer.listeners.iter().flatten() {
             if listener.protocol == Protocol::Tcp.as_str() {
                 details.push(Self::attributes_of_listener(balancer, *port, listener));
@@ -63,6 +70,10 @@ impl Detail {
         Self::Balancer { name: balancer.name.clone(), arn: balancer.arn.clone() }
     }
 
+    fn capacity_of(balancer: &Balancer) -> Self {
+        Self::Capacity { name: balancer.name.clone(), arn: balancer.arn.clone() }
+    }
+
     fn attributes_of_listener(balancer: &Balancer, port: u16, listener: &Listener) -> Self {
         Self::Listener { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
     }
@@ -75,6 +86,7 @@ impl Detail {
         let aws = &account.aws;
         Ok(match self {
             Self::Balancer { arn, .. } => Found::Attributes(aws.describe_balancer_attributes(arn).await?),
+            Self::Capacity { arn, .. } => Found::Capacity(aws.describe_capacity(arn).await?),
             Self::TargetGroup { arn, .. } => Found::Attributes(aws.describe_target_group_attributes(arn).await?),
             Self::Listener { arn, .. } => Found::Attributes(aws.describe_listener_attributes(arn).await?),
             Self::Certificates { arn, .. } => Found::Certificates(aws.describe_certificates(arn).await?),
@@ -86,6 +98,7 @@ impl Detail {
         let observed = &account.state().observed;
         match self {
             Self::Balancer { name, .. }
+            | Self::Capacity { name, .. }
             | Self::Listener { balancer: name, .. }
             | Self::Certificates { balancer: name, .. } => Some(observed.balancers.get(name)?.tags.clone()),
             Self::TargetGroup { name, .. } => Some(observed.target_groups.get(name)?.tags.clone()),
@@ -102,6 +115,11 @@ impl Detail {
                     balancer.attributes = Some(attributes);
                 }
             }
+            (Self::Capacity { name, arn }, Found::Capacity(units)) => {
+                if let Some(balancer) = observed.balancers.get_mut(name).filter(|balancer| balancer.arn == *arn) {
+                    balancer.capacity = Some(units);
+                }
+            }
             (Self::TargetGroup { name, arn }, Found::Attributes(attributes)) => {
                 if let Some(group) = observed.target_groups.get_mut(name).filter(|group| group.arn == *arn) {
                     group.attributes = Some(attributes);
@@ -112,10 +130,10 @@ impl Detail {
                 match (listener, found) {
                     (Some(listener), Found::Attributes(attributes)) => listener.attributes = Some(attributes),
                     (Some(listener), Found::Certificates(others)) => listener.certificates = Some(others),
-                    (None, _) => {}
+                    (None, _) | (_, Found::Capacity(_)) => {}
                 }
             }
-            (Self::Balancer { .. } | Self::TargetGroup { .. }, Found::Certificates(_)) => {}
+            (Self::Balancer { .. } | Self::Capacity { .. } | Self::TargetGroup { .. }, _) => {}
         }
     }
 }
@@ -128,6 +146,9 @@ fn unknown(account: &Account, spec: &ServiceSpec) -> Vec<Detail> {
     for balancer in &slice.balancers {
         if balancer.attributes.is_none() && !spec.attributes.is_empty() {
             details.push(Detail::attributes_of(balancer));
+        }
+        if balancer.capacity.is_none() && spec.capacity != 0 {
+            details.push(Detail::capacity_of(balancer));
         }
         for (port, listener) in balancer.listeners.iter().flatten() {
             let Some(wanted) = spec.ports.get(port) else { continue };

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
 
 use super::account::Account;
-use super::facts::Facts;
+use super::facts::{Asked, Facts, PrefixList};
 use super::observed::{Balancer, Listener, Observed};
 use crate::aws::classify::{AwsError, Class};
-use crate::model::id::{InstanceId, LoadBalancerArn, TargetGroupArn, VpcId};
+use crate::model::id::{InstanceId, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
 use crate::model::name;
 use crate::model::ownership::{self, Tags};
+use crate::model::service::ServiceSpec;
 use crate::telemetry::chain;
 
 /// Load balancers and target groups that one check reads one by one, in turn: listeners that others added, and targets.
@@ -231,7 +232,7 @@ async fn read_listeners(
     Ok(())
 }
 
-/// Reads subnets, and the security groups of the nodes.
+/// Reads subnets, what Services name, and the security groups of the nodes.
 async fn refresh_network(account: &Account) -> Result<(), NetworkError> {
     let instances: Vec<InstanceId> = {
         let state = account.state();
@@ -241,9 +242,49 @@ async fn refresh_network(account: &Account) -> Result<(), NetworkError> {
     learn_networks(account, networks, true).await?;
     let subnets_of = vpc(account)?;
     let subnets = account.aws.describe_subnets(&subnets_of).await?;
+    let asked = std::mem::take(&mut account.state().asked);
+    let named = read_named(account, &subnets_of, &asked).await;
     let mut state = account.state();
     let node_groups = state.node_groups(&account.policy.cluster);
-    state.facts = Some(Facts { vpc: subnets_of, subnets, node_groups });
+    let (groups, prefix_lists) = match (named, &state.facts) {
+        (Ok(named), _) => named,
+        (Err(error), known) => {
+            // Of a few Services' concern: what was known of it stays, and the next of them to be looked at asks again.
+            tracing::warn!(error = %chain(&error), "cannot read what Services name");
+            known.as_ref().map(|known| (known.groups.clone(), known.prefix_lists.clone())).unwrap_or_default()
+        }
+    };
+    state.facts = Some(Facts { vpc: subnets_of, subnets, node_groups, groups, prefix_lists });
+    Ok(())
+}
+
+type Named = (BTreeMap<SecurityGroupId, Option<String>>, BTreeMap<String, PrefixList>);
+
+async fn read_named(account: &Account, vpc: &VpcId, asked: &Asked) -> Result<Named, AwsError> {
+    let groups = account.aws.describe_named_groups(vpc, &asked.groups).await?;
+    Ok((groups, account.aws.describe_prefix_lists(&asked.prefix_lists).await?))
+}
+
+/// Reads what a Service names and nobody has looked up yet.
+///
+/// # Errors
+/// As of DescribeSecurityGroups and DescribeManagedPrefixLists.
+pub async fn learn_named(account: &Account, spec: &ServiceSpec) -> Result<(), AwsError> {
+    let (vpc, lacking) = {
+        let mut state = account.state();
+        state.asked.groups.extend(spec.access.groups.iter().cloned());
+        state.asked.prefix_lists.extend(spec.access.prefix_lists.iter().cloned());
+        let Some(facts) = &state.facts else { return Ok(()) };
+        (facts.vpc.clone(), facts.lacks(spec))
+    };
+    if lacking == Asked::default() {
+        return Ok(());
+    }
+    let (groups, prefix_lists) = read_named(account, &vpc, &lacking).await?;
+    if let Some(facts) = &mut account.state().facts {
+        facts.groups.extend(groups);
+        facts.prefix_lists.extend(prefix_lists);
+    }
     Ok(())
 }
 

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use crate::model::annotation::{self, Problem};
+use crate::model::family::Family;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::ownership::Tags;
-use crate::model::service::{AddressType, Scheme};
+use crate::model::service::{AddressType, Scheme, ServiceSpec};
 
 /// Free addresses a subnet needs for a load balancer (ELB user guide, "Subnets for your load balancer").
 const ADDRESSES_NEEDED: i32 = 8;
@@ -21,6 +22,43 @@ pub struct Facts {
     pub subnets: BTreeMap<SubnetId, Subnet>,
     /// One security group for each way the nodes are set up, and how it was chosen where that was not obvious.
     pub node_groups: NodeGroups,
+    /// Security groups that Services name, with their `Name` tags.
+    pub groups: BTreeMap<SecurityGroupId, Option<String>>,
+    /// Prefix lists that Services name.
+    pub prefix_lists: BTreeMap<String, PrefixList>,
+}
+
+/// A prefix list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixList {
+    /// Family of its entries.
+    pub family: Family,
+    /// How many inbound rules it counts as.
+    pub max_entries: usize,
+}
+
+/// What Services name and only AWS knows: ids or `Name` tags of security groups, and ids of prefix lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Of security groups.
+    pub groups: BTreeSet<String>,
+    /// Of prefix lists.
+    pub prefix_lists: BTreeSet<String>,
+}
+
+impl Facts {
+    /// What of a Service's names is not known.
+    pub fn lacks(&self, spec: &ServiceSpec) -> Asked {
+        let knows = |text: &String| {
+            let mut known = self.groups.iter();
+            known.any(|(id, name)| id.as_str() == text || name.as_ref() == Some(text))
+        };
+        let lists = spec.access.prefix_lists.iter().filter(|id| !self.prefix_lists.contains_key(*id));
+        Asked {
+            groups: spec.access.groups.iter().filter(|text| !knows(text)).cloned().collect(),
+            prefix_lists: lists.cloned().collect(),
+        }
+    }
 }
 
 /// Security groups of the nodes that must admit the load balancers.
@@ -82,16 +120,16 @@ pub fn choose_node_group(
     Some((chosen.clone(), warning))
 }
 
-/// Subnets named by the Service's owner.
+/// Subnets named by the Service's owner, in that order.
 ///
 /// # Errors
 /// A name that fits no subnet, or two subnets in one zone.
-pub fn named_subnets(names: &[String], facts: &Facts) -> Result<BTreeMap<Zone, SubnetId>, Problem> {
+pub fn named_subnets(names: &[String], facts: &Facts) -> Result<Vec<(Zone, SubnetId)>, Problem> {
     let text = names.join(",");
     let wrong = |what: String| {
         Problem::new(annotation::SUBNETS, &text, what, format!("subnets of {}, one for each zone", facts.vpc))
     };
-    let mut chosen: BTreeMap<Zone, SubnetId> = BTreeMap::new();
+    let mut chosen: Vec<(Zone, SubnetId)> = vec![];
     let mut missing = vec![];
     for name in names {
         let is_meant = |id: &SubnetId, subnet: &Subnet| {
@@ -102,11 +140,12 @@ pub fn named_subnets(names: &[String], facts: &Facts) -> Result<BTreeMap<Zone, S
             missing.push(name.as_str());
         }
         for (id, subnet) in found {
-            match chosen.insert(subnet.zone.clone(), id.clone()) {
-                Some(other) if other != *id => {
+            match chosen.iter().find(|(zone, _)| *zone == subnet.zone) {
+                Some((_, other)) if other != id => {
                     return Err(wrong(format!("has {other} and {id}, both in zone {}", subnet.zone)));
                 }
-                _ => {}
+                Some(_) => {}
+                None => chosen.push((subnet.zone.clone(), id.clone())),
             }
         }
     }
@@ -193,7 +232,13 @@ mod tests {
 
     fn facts(subnets: Vec<(&str, Subnet)>) -> Facts {
         let subnets = subnets.into_iter().map(|(id, subnet)| (id.into(), subnet)).collect();
-        Facts { vpc: "vpc-1".into(), subnets, node_groups: NodeGroups::default() }
+        Facts {
+            vpc: "vpc-1".into(),
+            subnets,
+            node_groups: NodeGroups::default(),
+            groups: BTreeMap::new(),
+            prefix_lists: BTreeMap::new(),
+        }
     }
 
     const ELB: (&str, &str) = ("kubernetes.io/role/elb", "1");
@@ -271,7 +316,9 @@ mod tests {
             ("subnet-3", subnet("us-east-1b", &[])),
         ]);
         let named = |names: &[&str]| named_subnets(&names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>(), &facts);
-        assert_eq!(ids(&named(&["public-a", "subnet-3"]).unwrap()), ["subnet-1", "subnet-3"]);
+        let in_order = |names: &[&str]| named(names).unwrap().into_iter().map(|(_, id)| id).collect::<Vec<_>>();
+        assert_eq!(in_order(&["public-a", "subnet-3"]), ["subnet-1".into(), "subnet-3".into()]);
+        assert_eq!(in_order(&["subnet-3", "subnet-1"]), ["subnet-3".into(), "subnet-1".into()]);
         assert!(named(&["subnet-9"]).unwrap_err().to_string().contains("has subnet-9, which does not exist"));
         assert!(named(&["subnet-2", "subnet-3"]).unwrap_err().to_string().contains("both in zone us-east-1b"));
     }

@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::plan::{AttributesOf, NOT_SET_UP, Resource, Step};
 use crate::model::attribute::Attributes;
@@ -54,16 +55,96 @@ pub struct Balancer {
     pub address_type: AddressType,
     /// Its state.
     pub state: BalancerState,
-    /// The subnet of each enabled zone.
-    pub subnets: BTreeMap<Zone, SubnetId>,
+    /// Its subnet in each enabled zone, and its addresses there.
+    pub subnets: BTreeMap<Zone, Mapping>,
+    /// Whether it has an IPv6 prefix in each subnet for UDP clients.
+    pub source_nat: bool,
     /// Security groups it carries.
     pub groups: BTreeSet<SecurityGroupId>,
+    /// Whether their inbound rules hold for what comes through PrivateLink too.
+    pub rules_on_private_link: bool,
+    /// Capacity units reserved for it; `None` until they have been read.
+    pub capacity: Option<i32>,
     /// Its tags.
     pub tags: Tags,
     /// Listeners by port; `None` until they have been read.
     pub listeners: Option<BTreeMap<u16, Listener>>,
     /// Its attributes; `None` until they have been read.
     pub attributes: Option<Attributes>,
+}
+
+/// A load balancer's part in one zone. Addresses that nobody chose are `None`, if AWS does not show them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its subnet.
+    pub subnet: SubnetId,
+    /// Allocation id of its Elastic IP.
+    pub allocation: Option<String>,
+    /// Its private IPv4 address.
+    pub private_ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its prefix for UDP clients with IPv6 addresses.
+    pub source_nat_prefix: Option<Ipv6Net>,
+}
+
+impl<S: Into<SubnetId>> From<S> for Mapping {
+    fn from(subnet: S) -> Self {
+        let subnet = subnet.into();
+        Self { subnet, allocation: None, private_ipv4: None, ipv6: None, source_nat_prefix: None }
+    }
+}
+
+impl Mapping {
+    /// This one, with what `observed` has in the same subnet where nothing else is asked for: AWS wants enabled zones
+    /// given as they are (ELB API, `SetSubnets`).
+    #[must_use]
+    pub fn over(&self, observed: &Self) -> Self {
+        if self.subnet != observed.subnet {
+            return self.clone();
+        }
+        Self {
+            subnet: self.subnet.clone(),
+            allocation: self.allocation.clone().or_else(|| observed.allocation.clone()),
+            private_ipv4: self.private_ipv4.or(observed.private_ipv4),
+            ipv6: self.ipv6.or(observed.ipv6),
+            source_nat_prefix: self.source_nat_prefix.or(observed.source_nat_prefix),
+        }
+    }
+
+    /// What was chosen in it, beside the subnet.
+    pub fn addresses(&self) -> Vec<String> {
+        let mut chosen: Vec<_> = self.allocation.iter().cloned().collect();
+        chosen.extend(self.private_ipv4.map(|address| address.to_string()));
+        chosen.extend(self.ipv6.map(|address| address.to_string()));
+        chosen.extend(self.source_nat_prefix.map(|prefix| prefix.to_string()));
+        chosen
+    }
+
+    /// Whether both have an address that only one load balancer can have.
+    pub fn collides_with(&self, other: &Self) -> bool {
+        let same_ipv4 = self.private_ipv4.is_some() && self.private_ipv4 == other.private_ipv4;
+        let same_ipv6 = self.ipv6.is_some() && self.ipv6 == other.ipv6;
+        (self.allocation.is_some() && self.allocation == other.allocation) || same_ipv4 || same_ipv6
+    }
+}
+
+/// A security group that a load balancer is to carry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Carried {
+    /// One of ours, by name.
+    Ours(String),
+    /// One of the Service's owner. It is never changed.
+    Theirs(SecurityGroupId),
+}
+
+impl fmt::Display for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours(name) => f.write_str(name),
+            Self::Theirs(id) => id.fmt(f),
+        }
+    }
 }
 
 /// State of a load balancer (ELB API, `LoadBalancerState`).
@@ -354,6 +435,14 @@ impl Observed {
         })
     }
 
+    /// The id of a group that a load balancer is to carry, if it exists.
+    pub fn id_of(&self, group: &Carried) -> Option<SecurityGroupId> {
+        match group {
+            Carried::Ours(name) => self.groups.get(name).map(|group| group.id.clone()),
+            Carried::Theirs(id) => Some(id.clone()),
+        }
+    }
+
     /// The target group with this ARN.
     pub fn target_group(&self, arn: &TargetGroupArn) -> Option<&TargetGroup> {
         self.target_groups.values().find(|group| group.arn == *arn)
@@ -422,22 +511,11 @@ impl Observed {
             Step::DeleteGroup { name, .. } => {
                 self.groups.remove(name);
             }
-            Step::SetGroups { balancer, groups } => {
-                let ids = groups.iter().filter_map(|name| Some(self.groups.get(name)?.id.clone())).collect();
-                if let Some(balancer) = self.balancers.get_mut(balancer) {
-                    balancer.groups = ids;
-                }
-            }
-            Step::SetAddressType { balancer, address_type } => {
-                if let Some(balancer) = self.balancers.get_mut(balancer) {
-                    balancer.address_type = *address_type;
-                }
-            }
-            Step::SetSubnets { balancer, subnets } => {
-                if let Some(balancer) = self.balancers.get_mut(balancer) {
-                    balancer.subnets = subnets.clone();
-                }
-            }
+            Step::SetGroups { balancer, .. }
+            | Step::SetAddressType { balancer, .. }
+            | Step::SetSubnets { balancer, .. }
+            | Step::ReserveCapacity { balancer, .. }
+            | Step::DeleteListener { balancer, .. } => self.record_change(balancer, step),
             Step::DeleteBalancer { name, because } => self.forget_balancer(name, because),
             Step::ModifyHealthCheck { target_group, health } => {
                 if let Some(group) = self.target_groups.get_mut(target_group) {
@@ -458,13 +536,6 @@ impl Observed {
             }
             Step::DeleteTargetGroup { name, .. } => {
                 self.target_groups.remove(name);
-            }
-            Step::DeleteListener { balancer, port, .. } => {
-                if let Some(listeners) =
-                    self.balancers.get_mut(balancer).and_then(|balancer| balancer.listeners.as_mut())
-                {
-                    listeners.remove(port);
-                }
             }
             Step::AddCertificates { balancer, port, certificates } => {
                 if let Some(listener) = self.listener_mut(balancer, *port) {
@@ -504,6 +575,32 @@ impl Observed {
             | Step::CreateTargetGroup { .. }
             | Step::CreateListener { .. }
             | Step::ModifyListener { .. } => {}
+        }
+    }
+
+    /// Takes note of a change of a load balancer.
+    fn record_change(&mut self, name: &str, step: &Step) {
+        let ids = match step {
+            Step::SetGroups { groups, .. } => groups.iter().filter_map(|group| self.id_of(group)).collect(),
+            _ => BTreeSet::new(),
+        };
+        let Some(balancer) = self.balancers.get_mut(name) else { return };
+        match step {
+            Step::SetGroups { rules_on_private_link, .. } => {
+                balancer.groups = ids;
+                balancer.rules_on_private_link = *rules_on_private_link;
+            }
+            Step::SetAddressType { address_type, .. } => balancer.address_type = *address_type,
+            Step::SetSubnets { subnets, address_type, source_nat, .. } => {
+                balancer.subnets = subnets.clone();
+                balancer.address_type = address_type.unwrap_or(balancer.address_type);
+                balancer.source_nat = source_nat.unwrap_or(balancer.source_nat);
+            }
+            Step::ReserveCapacity { units, .. } => balancer.capacity = Some(*units),
+            Step::DeleteListener { port, .. } => {
+                balancer.listeners.get_or_insert_default().remove(port);
+            }
+            _ => {}
         }
     }
 

@@ -19,9 +19,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::desired::{Desired, DesiredBalancer, DesiredGroup, DesiredListener, DesiredTargetGroup};
-use super::observed::{Balancer, BalancerState, HealthCheck, IngressRule, Intent, Listener, Slice, TargetGroup};
+use super::observed::{
+    Balancer, BalancerState, Carried, HealthCheck, IngressRule, Intent, Listener, Mapping, Slice, TargetGroup,
+};
 use crate::model::attribute::{Attributes, Holder};
-use crate::model::id::{AsgName, SecurityGroupId, SubnetId, Zone};
+use crate::model::id::{AsgName, SecurityGroupId, Zone};
 use crate::model::node::Labels;
 use crate::model::ownership::{Tags, tag_changes};
 use crate::model::service::{AddressType, CERTIFICATE_LIMIT, Protocol, Tls};
@@ -43,12 +45,19 @@ pub enum Step {
     DeleteGroup { name: String, because: &'static str },
     /// Makes a load balancer. It carries groups from the start, since one born without can never get any.
     CreateBalancer(DesiredBalancer),
-    /// Sets the groups of a load balancer.
-    SetGroups { balancer: String, groups: Vec<String> },
+    /// Sets the groups of a load balancer, and whether their rules hold for PrivateLink.
+    SetGroups { balancer: String, groups: Vec<Carried>, rules_on_private_link: bool },
     /// Sets the IP families of a load balancer's clients.
     SetAddressType { balancer: String, address_type: AddressType },
-    /// Sets the subnets of a load balancer.
-    SetSubnets { balancer: String, subnets: BTreeMap<Zone, SubnetId> },
+    /// Sets the subnets of a load balancer, the addresses there, and where it changes what comes with them.
+    SetSubnets {
+        balancer: String,
+        subnets: BTreeMap<Zone, Mapping>,
+        address_type: Option<AddressType>,
+        source_nat: Option<bool>,
+    },
+    /// Reserves capacity for a load balancer; 0 units end a reservation.
+    ReserveCapacity { balancer: String, units: i32 },
     /// Deletes a load balancer, and its listeners with it.
     DeleteBalancer { name: String, because: &'static str },
     /// Makes a target group.
@@ -210,8 +219,12 @@ impl Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let join = |rules: &BTreeSet<IngressRule>| rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let zones = |subnets: &BTreeMap<Zone, SubnetId>| {
-            subnets.iter().map(|(zone, subnet)| format!("{subnet} ({zone})")).collect::<Vec<_>>().join(", ")
+        let zones = |subnets: &BTreeMap<Zone, Mapping>| {
+            let zone = |(zone, mapping): (&Zone, &Mapping)| match mapping.addresses().join(" ") {
+                none if none.is_empty() => format!("{} ({zone})", mapping.subnet),
+                addresses => format!("{} ({zone}, {addresses})", mapping.subnet),
+            };
+            subnets.iter().map(zone).collect::<Vec<_>>().join(", ")
         };
         match self {
             Self::CreateGroup { name, .. } => write!(f, "create security group {name}"),
@@ -224,14 +237,27 @@ impl fmt::Display for Step {
                 let DesiredBalancer { name, scheme, subnets, .. } = balancer;
                 write!(f, "create {scheme} load balancer {name} in {}", zones(subnets))
             }
-            Self::SetGroups { balancer, groups } => {
-                write!(f, "set security groups of load balancer {balancer} to {}", groups.join(", "))
+            Self::SetGroups { balancer, groups, rules_on_private_link } => {
+                let groups = groups.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                write!(f, "set security groups of load balancer {balancer} to {groups}")?;
+                if *rules_on_private_link { Ok(()) } else { f.write_str(", not for PrivateLink") }
             }
             Self::SetAddressType { balancer, address_type } => {
                 write!(f, "set IP address type of load balancer {balancer} to {address_type}")
             }
-            Self::SetSubnets { balancer, subnets } => {
-                write!(f, "set subnets of load balancer {balancer} to {}", zones(subnets))
+            Self::SetSubnets { balancer, subnets, address_type, source_nat } => {
+                write!(f, "set subnets of load balancer {balancer} to {}", zones(subnets))?;
+                if let Some(address_type) = address_type {
+                    write!(f, ", {address_type}")?;
+                }
+                match source_nat {
+                    Some(true) => f.write_str(", source NAT by prefix on"),
+                    Some(false) => f.write_str(", source NAT by prefix off"),
+                    None => Ok(()),
+                }
+            }
+            Self::ReserveCapacity { balancer, units } => {
+                write!(f, "reserve {units} capacity units for load balancer {balancer}")
             }
             Self::DeleteBalancer { name, because } => write!(f, "delete load balancer {name}: {because}"),
             Self::CreateTargetGroup(group) => {
@@ -285,6 +311,8 @@ fn listed(items: &BTreeSet<String>) -> String {
 
 const NOT_ASKED_FOR: &str = "the Service does not ask for it";
 const REPLACED: &str = "another one takes its place";
+/// Why a load balancer goes before its successor is there: the one case in which a change interrupts a Service.
+pub const COLLIDES: &str = "the one that replaces it needs its addresses; expect an interruption";
 const RELEASED: &str = "the Service is no longer served";
 /// Why a load balancer goes that AWS could not set up: it never becomes usable, and its name is needed.
 pub const NOT_SET_UP: &str = "AWS could not set it up";
@@ -292,10 +320,17 @@ pub const NOT_SET_UP: &str = "AWS could not set it up";
 /// What to do so that AWS has what a Service desires.
 pub fn plan(desired: &Desired, slice: &Slice<'_>) -> Plan {
     let mut plan = Plan::default();
-    plan.frontend_group(&desired.frontend, slice);
+    if let Some(frontend) = &desired.frontend {
+        plan.frontend_group(frontend, slice);
+    }
+    plan.drop_colliding(desired, slice);
     let balancer = slice.balancers.iter().copied().find(|balancer| balancer.name == desired.balancer.name);
     let balancer = plan.drop_failed(slice, balancer);
     plan.create_balancer(desired, balancer);
+    if let Some(balancer) = balancer {
+        // Before the listeners: which protocols they may have depends on it.
+        plan.change_addresses(&desired.balancer, balancer);
+    }
     plan.target_groups(desired, slice);
     plan.listeners(desired, slice, balancer);
     if let Some(balancer) = balancer {
@@ -361,6 +396,13 @@ impl Plan {
         }
         self.push(Step::DeleteBalancer { name, because: NOT_SET_UP });
         None
+    }
+
+    /// Addresses that a Service chooses cannot be in use twice: the load balancer that holds them goes first.
+    fn drop_colliding(&mut self, desired: &Desired, slice: &Slice<'_>) {
+        for old in colliding(desired, slice) {
+            self.push(Step::DeleteBalancer { name: old.name.clone(), because: COLLIDES });
+        }
     }
 
     fn create_balancer(&mut self, desired: &Desired, observed: Option<&Balancer>) {
@@ -471,18 +513,23 @@ impl Plan {
         }
     }
 
+    fn change_addresses(&mut self, wanted: &DesiredBalancer, observed: &Balancer) {
+        if !is_too_early(wanted, observed) {
+            self.steps.extend(address_step(wanted, observed));
+        }
+    }
+
     fn change_balancer(&mut self, desired: &Desired, observed: &Balancer) {
         let wanted = &desired.balancer;
-        let ids: BTreeSet<_> = wanted.group_ids.iter().cloned().collect();
-        if ids.len() != wanted.groups.len() || ids != observed.groups {
-            self.push(Step::SetGroups { balancer: wanted.name.clone(), groups: wanted.groups.clone() });
+        let same_groups = wanted.group_ids.len() == wanted.groups.len() && wanted.group_ids == observed.groups;
+        if !same_groups || wanted.rules_on_private_link != observed.rules_on_private_link {
+            let (balancer, groups) = (wanted.name.clone(), wanted.groups.clone());
+            self.push(Step::SetGroups { balancer, groups, rules_on_private_link: wanted.rules_on_private_link });
         }
-        if wanted.address_type != observed.address_type {
-            let (balancer, address_type) = (wanted.name.clone(), wanted.address_type);
-            self.push(Step::SetAddressType { balancer, address_type });
-        }
-        if let Some(subnets) = next_subnets(&wanted.subnets, &observed.subnets) {
-            self.push(Step::SetSubnets { balancer: wanted.name.clone(), subnets });
+        // A load balancer that is being set up takes no reservation yet.
+        let is_active = observed.state == BalancerState::Active;
+        if is_active && observed.capacity.is_some_and(|units| units != wanted.capacity) {
+            self.push(Step::ReserveCapacity { balancer: wanted.name.clone(), units: wanted.capacity });
         }
         let (of, holder) = (AttributesOf::Balancer(wanted.name.clone()), Holder::Balancer(wanted.scheme));
         self.attributes(of, holder, &wanted.attributes, observed.attributes.as_ref());
@@ -507,7 +554,9 @@ impl Plan {
         let listeners = balancer.and_then(|balancer| balancer.listeners.as_ref()).into_iter().flatten();
         let staying = listeners.filter(|(port, _)| desired.listeners.contains_key(port));
         let mut in_use: BTreeSet<_> = staying.filter_map(|(_, listener)| listener.target_group.clone()).collect();
-        for old in slice.balancers.iter().filter(|old| old.name != desired.balancer.name) {
+        let dropped: Vec<_> = colliding(desired, slice).map(|old| &old.name).collect();
+        let others = slice.balancers.iter().filter(|old| old.name != desired.balancer.name);
+        for old in others.filter(|old| !dropped.contains(&&old.name)) {
             if usable && all_served {
                 self.push(Step::DeleteBalancer { name: old.name.clone(), because: REPLACED });
             } else {
@@ -522,7 +571,9 @@ impl Plan {
                 self.remove_target_group(group, slice, NOT_ASKED_FOR);
             }
         }
-        for group in slice.groups.iter().filter(|group| group.name != desired.frontend.name) {
+        let frontend = desired.frontend.as_ref().map(|frontend| &frontend.name);
+        let is_carried = |id: &SecurityGroupId| slice.balancers.iter().any(|balancer| balancer.groups.contains(id));
+        for group in slice.groups.iter().filter(|group| Some(&group.name) != frontend && !is_carried(&group.id)) {
             self.push(Step::DeleteGroup { name: group.name.clone(), because: REPLACED });
         }
     }
@@ -592,20 +643,65 @@ fn is_served(desired: &DesiredTargetGroup, observed: &TargetGroup) -> bool {
     observed.name == desired.name && observed.served && observed.nodes == desired.nodes
 }
 
+/// The Service's other load balancers that hold an address which the desired one is to have.
+fn colliding<'a>(desired: &'a Desired, slice: &'a Slice<'_>) -> impl Iterator<Item = &'a Balancer> {
+    let wanted = &desired.balancer;
+    let collides = |old: &&Balancer| {
+        old.subnets.values().any(|has| wanted.subnets.values().any(|mapping| mapping.collides_with(has)))
+    };
+    slice.balancers.iter().copied().filter(|old| old.name != wanted.name).filter(collides)
+}
+
+/// What brings subnets, addresses, IP address type and source NAT to what is desired: one call for all of it, since the
+/// last two may depend on each other.
+fn address_step(wanted: &DesiredBalancer, observed: &Balancer) -> Option<Step> {
+    let balancer = wanted.name.clone();
+    let address_type = (wanted.address_type != observed.address_type).then_some(wanted.address_type);
+    let changes_nat = wanted.source_nat != observed.source_nat;
+    // What goes with the IP address type or with source NAT is not given any more.
+    let enabled: BTreeMap<_, _> = observed
+        .subnets
+        .iter()
+        .map(|(zone, mapping)| {
+            let ipv6 = mapping.ipv6.filter(|_| wanted.address_type == AddressType::Dualstack);
+            let source_nat_prefix = mapping.source_nat_prefix.filter(|_| wanted.source_nat);
+            (zone.clone(), Mapping { ipv6, source_nat_prefix, ..mapping.clone() })
+        })
+        .collect();
+    match (next_subnets(&wanted.subnets, &enabled), address_type) {
+        (None, None) if !changes_nat => None,
+        (None, Some(address_type)) if !changes_nat => Some(Step::SetAddressType { balancer, address_type }),
+        (next, address_type) => {
+            let subnets = next.unwrap_or(enabled);
+            let source_nat = (changes_nat || wanted.source_nat).then_some(wanted.source_nat);
+            Some(Step::SetSubnets { balancer, subnets, address_type, source_nat })
+        }
+    }
+}
+
+/// Whether a UDP listener that is about to go must be gone first: with IPv6 clients it cannot do without source NAT.
+fn is_too_early(wanted: &DesiredBalancer, observed: &Balancer) -> bool {
+    let is_udp = |listener: &Listener| listener.protocol.contains("UDP");
+    let is_without_nat = wanted.address_type == AddressType::Dualstack && !wanted.source_nat;
+    is_without_nat && observed.listeners.iter().flat_map(BTreeMap::values).any(is_udp)
+}
+
 /// The subnets to set next. The subnet of an enabled zone cannot be swapped in one call: the zone is left out first and
 /// put back with the next plan (ELB API, `SetSubnets`; LBC#4171).
 fn next_subnets(
-    desired: &BTreeMap<Zone, SubnetId>,
-    observed: &BTreeMap<Zone, SubnetId>,
-) -> Option<BTreeMap<Zone, SubnetId>> {
-    if desired == observed {
-        return None;
+    desired: &BTreeMap<Zone, Mapping>,
+    observed: &BTreeMap<Zone, Mapping>,
+) -> Option<BTreeMap<Zone, Mapping>> {
+    let mut next = BTreeMap::new();
+    for (zone, wanted) in desired {
+        match observed.get(zone) {
+            Some(enabled) if enabled.subnet != wanted.subnet => {}
+            Some(enabled) => drop(next.insert(zone.clone(), wanted.over(enabled))),
+            None => drop(next.insert(zone.clone(), wanted.clone())),
+        }
     }
-    let swapped = |zone: &Zone, subnet: &SubnetId| observed.get(zone).is_some_and(|enabled| enabled != subnet);
-    let kept = desired.iter().filter(|(zone, subnet)| !swapped(zone, subnet));
-    let next: BTreeMap<_, _> = kept.map(|(zone, subnet)| (zone.clone(), subnet.clone())).collect();
     // One zone must always be left; `desired` refuses a swap that would empty the set.
-    if next.is_empty() { None } else { Some(next) }
+    if next.is_empty() || next == *observed { None } else { Some(next) }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::apply::apply;
 use super::contest::Contests;
 use super::desired::{Desired, Refusal, desired, node_rules};
 use super::observed::BalancerState;
-use super::plan::{NOT_SET_UP, Plan, Step, Wait, plan, teardown};
+use super::plan::{COLLIDES, NOT_SET_UP, Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
 use super::{detail, drift};
 use crate::aws::classify::Class;
@@ -158,6 +158,7 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
                     report::FAILED,
                     report::SUBNET_SWAP,
                     report::CONTESTED,
+                    report::INTERRUPTION,
                 ];
                 reason.starts_with("Aws") || passing.contains(&reason)
             });
@@ -192,7 +193,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
     keep_serving(service, context);
     let mut read_again = false;
     for round in 0..ROUNDS {
-        if let Some(error) = ensure_listeners_known(context, &spec).await {
+        if let Some(error) = ensure_known(context, &spec).await {
             return Ok(error.into());
         }
         if failures.errors.is_empty() {
@@ -357,13 +358,15 @@ async fn tell_removed_listeners(service: &Service, context: &Context, plan: &Pla
 async fn tell_interruptions(service: &Service, context: &Context, desired: &Desired, plan: &Plan) {
     for step in &plan.steps {
         match step {
-            Step::SetSubnets { balancer, subnets } => {
+            Step::SetSubnets { balancer, subnets, .. } => {
                 let enabled =
                     context.account.state().observed.balancers.get(balancer).map(|known| known.subnets.clone());
                 let enabled = enabled.unwrap_or_default();
                 let wanted = desired.balancer.subnets.iter().filter(|(zone, _)| !subnets.contains_key(*zone));
                 let swaps: Vec<_> = wanted
-                    .filter_map(|(zone, new)| Some(format!("{} to {new} in {zone}", enabled.get(zone)?)))
+                    .filter_map(|(zone, new)| {
+                        Some(format!("{} to {} in {zone}", enabled.get(zone)?.subnet, new.subnet))
+                    })
                     .collect();
                 if !swaps.is_empty() {
                     let note = format!(
@@ -374,6 +377,9 @@ async fn tell_interruptions(service: &Service, context: &Context, desired: &Desi
                     );
                     context.reporter.tell(service, Kind::Normal, report::SUBNET_SWAP, &note).await;
                 }
+            }
+            Step::DeleteBalancer { because: COLLIDES, .. } => {
+                context.reporter.tell(service, Kind::Warning, report::INTERRUPTION, &step.to_string()).await;
             }
             Step::DeleteBalancer { name, because: NOT_SET_UP } => {
                 let state = context.account.state().observed.balancers.get(name).map(|known| known.state.clone());
@@ -435,6 +441,14 @@ fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refu
         account.placement.notify_one();
     }
     Ok((desired, plan))
+}
+
+/// Reads what a plan for the Service needs and nobody has read yet.
+async fn ensure_known(context: &Context, spec: &ServiceSpec) -> Option<StepError> {
+    if let Err(error) = drift::learn_named(&context.account, spec).await {
+        return Some(error.into());
+    }
+    ensure_listeners_known(context, spec).await
 }
 
 /// Reads the listeners of the Service's load balancers where nobody has yet.

@@ -32,6 +32,8 @@ pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
 pub const SUBNET_SWAP: &str = "SubnetsChanging";
 /// Somebody else undoes what weir writes.
 pub const CONTESTED: &str = "Contested";
+/// A change cannot be made without an interruption.
+pub const INTERRUPTION: &str = "Interruption";
 /// AWS could not set the load balancer up.
 pub const FAILED: &str = "LoadBalancerFailed";
 

@@ -109,6 +109,19 @@ impl<'a> Annotations<'a> {
         keys.filter_map(move |key| Some((key, key.strip_prefix(prefix)?)))
     }
 
+    /// `on` or `off`.
+    ///
+    /// # Errors
+    /// The sentence about anything else.
+    pub fn switch(self, key: &str) -> Result<Option<bool>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        match text {
+            "on" => Ok(Some(true)),
+            "off" => Ok(Some(false)),
+            _ => Err(Problem::new(key, text, "is neither on nor off", "on or off")),
+        }
+    }
+
     /// A map `k=v,k=v`. The first `=` splits, a backslash takes the next character literally, and a part without `=`,
     /// an empty key, a key given twice or a comma at the end is an error.
     ///

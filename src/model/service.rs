@@ -14,10 +14,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
 
-use self::access::{most_of_a_family, parse_source_ranges};
-pub use self::address::AddressType;
-use self::address::parse_address_type;
-use self::balancer::{parse_attributes, parse_name, parse_scheme, parse_subnets, parse_tags};
+pub use self::access::AccessSpec;
+use self::access::{most_of_a_family, parse_access, parse_source_ranges, without_effect};
+pub use self::address::{AddressSpec, AddressType, SourceNatPrefix};
+use self::address::{parse_address_type, parse_addresses};
+use self::balancer::{parse_attributes, parse_capacity, parse_name, parse_scheme, parse_subnets, parse_tags};
 pub use self::listener::CERTIFICATE_LIMIT;
 use self::listener::{named, parse_listener_attributes, parse_merging, parse_ports, parse_tls, refuse, to_port};
 use self::nodes::parse_node_labels;
@@ -33,7 +34,7 @@ use super::ownership::{Owner, Tags};
 /// (k8s.io/cloud-provider, `controllers/service`).
 pub const FINALIZER: &str = "weir.dev/load-balancer";
 /// Inbound rules of one security group (VPC quotas).
-const RULE_LIMIT: usize = 60;
+pub const RULE_LIMIT: usize = 60;
 
 /// Where a load balancer can be reached from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -232,10 +233,16 @@ pub struct ServiceSpec {
     pub family: Family,
     /// Ids or `Name` tags of subnets, if asked for.
     pub subnets: Vec<String>,
+    /// Addresses asked for.
+    pub addresses: AddressSpec,
+    /// Capacity units to be reserved; 0 reserves nothing.
+    pub capacity: i32,
     /// Tags for every resource.
     pub tags: Tags,
-    /// Who may connect.
+    /// Who may connect, beside prefix lists.
     pub source_ranges: BTreeSet<IpNet>,
+    /// Security groups and what else is said of them.
+    pub access: AccessSpec,
     /// Listeners by port.
     pub ports: BTreeMap<u16, Port>,
     /// The port that answers for the node under `externalTrafficPolicy: Local`; `None` under `Cluster`.
@@ -248,6 +255,17 @@ pub struct ServiceSpec {
     pub warnings: Vec<String>,
     /// Labels of the nodes that may be targets; none: every node may.
     pub node_labels: Labels,
+}
+
+impl ServiceSpec {
+    /// Inbound rules that one address range needs.
+    pub fn rules_for_each_source(&self) -> usize {
+        rules_for_each_source(&self.ports, &self.access)
+    }
+}
+
+fn rules_for_each_source(ports: &BTreeMap<u16, Port>, access: &AccessSpec) -> usize {
+    ports.values().map(|port| port.protocol.parts().len()).sum::<usize>() + usize::from(access.icmp)
 }
 
 /// Whether weir is responsible for a Service: its type and class decide, and nothing else.
@@ -289,7 +307,12 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         // The one under which nothing that follows is wrong because of this.
         AddressType::Dualstack
     });
-    let source_ranges = parse_source_ranges(&ranges, annotations, address_type, &mut problems);
+    let access = parse_access(annotations, &mut problems, &mut warnings);
+    let source_ranges = parse_source_ranges(&ranges, annotations, address_type, &access, &mut problems);
+    if !ranges.is_empty() && !access.groups.is_empty() {
+        warnings.push(format!("spec.loadBalancerSourceRanges: {}", without_effect()));
+    }
+    let capacity = kept(parse_capacity(annotations), &mut problems);
     let attributes = parse_attributes(annotations, &mut problems);
     refuse(annotations, &mut problems);
     let service_ports = spec.ports.unwrap_or_default();
@@ -318,9 +341,9 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         let expected = format!("IPv4 first, or dualstack in {}", annotation::IP_ADDRESS_TYPE);
         problems.push(Problem::new("spec.ipFamilies", families.join(","), wrong, expected));
     }
-    let rules: usize =
-        ports.values().map(|port| port.protocol.parts().len()).sum::<usize>() * most_of_a_family(&source_ranges);
-    if rules > RULE_LIMIT {
+    let addresses = parse_addresses(annotations, address_type, &ports, &mut problems);
+    let rules = rules_for_each_source(&ports, &access) * most_of_a_family(&source_ranges);
+    if rules > RULE_LIMIT && access.groups.is_empty() {
         let wrong = format!("needs {rules} inbound rules in a security group");
         let expected = format!("at most {RULE_LIMIT}; merge source ranges or split the Service");
         problems.push(Problem::new(
@@ -355,8 +378,11 @@ pub fn parse(service: &Service) -> Result<ServiceSpec, Vec<Problem>> {
         address_type,
         family,
         subnets,
+        addresses,
+        capacity,
         tags,
         source_ranges,
+        access,
         ports,
         local_health_port,
         health,

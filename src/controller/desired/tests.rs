@@ -3,11 +3,12 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::controller::facts::{NodeGroups, Subnet};
+use crate::controller::facts::{NodeGroups, PrefixList, Subnet};
 use crate::controller::observed::{BalancerState, SecurityGroup};
+use crate::model::family::Family;
 use crate::model::id::ServiceKey;
 use crate::model::ownership::{cluster_tags, service_tags};
-use crate::model::service::Port;
+use crate::model::service::{AccessSpec, AddressSpec, Port, SourceNatPrefix};
 
 const CLUSTER: &str = "demo";
 
@@ -34,8 +35,11 @@ fn spec() -> ServiceSpec {
         address_type: AddressType::Ipv4,
         family: Family::Ipv4,
         subnets: vec![],
+        addresses: AddressSpec::default(),
+        capacity: 0,
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
+        access: AccessSpec::default(),
         ports: [(80, Port::new(80, Protocol::Tcp, 30080))].into(),
         local_health_port: None,
         health: HealthCheckSpec::default(),
@@ -59,7 +63,13 @@ fn facts(zones: &[&str]) -> Facts {
         };
         (format!("subnet-{zone}").into(), subnet)
     });
-    Facts { vpc: "vpc-1".into(), subnets: subnets.collect(), node_groups: NodeGroups::default() }
+    Facts {
+        vpc: "vpc-1".into(),
+        subnets: subnets.collect(),
+        node_groups: NodeGroups::default(),
+        groups: BTreeMap::new(),
+        prefix_lists: BTreeMap::new(),
+    }
 }
 
 fn balancer(name: &str, scheme: Scheme, owner: &Owner, zones: &[&str]) -> Balancer {
@@ -71,7 +81,10 @@ fn balancer(name: &str, scheme: Scheme, owner: &Owner, zones: &[&str]) -> Balanc
         address_type: AddressType::Ipv4,
         state: BalancerState::Active,
         subnets: zones.iter().map(|zone| ((*zone).into(), format!("subnet-{zone}").into())).collect(),
+        source_nat: false,
         groups: BTreeSet::new(),
+        rules_on_private_link: true,
+        capacity: Some(0),
         tags: service_tags(CLUSTER, owner, Role::Balancer, &Tags::new()),
         listeners: Some(BTreeMap::new()),
         attributes: Some(Attributes::new()),
@@ -142,6 +155,227 @@ fn dualstack_needs_an_ipv6_range_in_every_subnet() {
     );
 }
 
+/// Subnets that differ in their ranges, a security group, and prefix lists.
+fn network() -> Facts {
+    let mut facts = facts(&["za", "zb"]);
+    for (number, subnet) in facts.subnets.values_mut().enumerate() {
+        let ranges = [format!("10.0.{number}.0/24"), format!("2600:1f18:0:{number}::/64")];
+        subnet.ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    }
+    let twins = [("sg-1".into(), Some("web".into())), ("sg-2".into(), Some("twin".into()))];
+    facts.groups = twins.into_iter().chain([("sg-3".into(), Some("twin".into()))]).collect();
+    let list = |family, max_entries| PrefixList { family, max_entries };
+    let lists = [("pl-4".into(), list(Family::Ipv4, 40)), ("pl-6".into(), list(Family::Ipv6, 20))];
+    facts.prefix_lists = lists.into();
+    facts
+}
+
+/// Sentences about a Service, without the beginning that all keys share.
+fn problems(spec: &ServiceSpec, observed: &Observed) -> Vec<String> {
+    let Err(Refusal::Service(problems)) = desired(spec, &network(), &policy(), observed) else { panic!("accepted") };
+    let text = |problem: &Problem| problem.to_string().replace("service.beta.kubernetes.io/aws-load-balancer-", "");
+    problems.iter().map(text).collect()
+}
+
+fn addressed(scheme: Scheme, addresses: AddressSpec) -> ServiceSpec {
+    ServiceSpec { scheme: Some(scheme), address_type: AddressType::Dualstack, addresses, ..spec() }
+}
+
+fn elastic(ids: &[&str]) -> AddressSpec {
+    AddressSpec { allocations: ids.iter().map(|id| (*id).to_owned()).collect(), ..AddressSpec::default() }
+}
+
+fn private(addresses: &[&str]) -> AddressSpec {
+    let private_ipv4 = addresses.iter().map(|address| address.parse().unwrap()).collect();
+    AddressSpec { private_ipv4, ..AddressSpec::default() }
+}
+
+#[test]
+fn elastic_ips_follow_the_subnets_in_their_order() {
+    let subnets = vec!["subnet-zb".into(), "subnet-za".into()];
+    let asked = ServiceSpec { subnets, ..addressed(Scheme::InternetFacing, elastic(&["eipalloc-1", "eipalloc-2"])) };
+    let balancer = desired(&asked, &network(), &policy(), &Observed::default()).unwrap().balancer;
+    let chosen: Vec<_> = balancer.subnets.values().map(|zone| zone.allocation.as_deref().unwrap()).collect();
+    assert_eq!(chosen, ["eipalloc-2", "eipalloc-1"], "za, then zb");
+}
+
+#[test]
+fn other_addresses_find_their_subnets_by_their_ranges() {
+    let asked = addressed(Scheme::Internal, private(&["10.0.1.9", "10.0.0.9"]));
+    let balancer = desired(&asked, &network(), &policy(), &Observed::default()).unwrap().balancer;
+    let chosen: Vec<_> = balancer.subnets.values().map(|zone| zone.private_ipv4.unwrap().to_string()).collect();
+    assert_eq!(chosen, ["10.0.0.9", "10.0.1.9"]);
+}
+
+#[test]
+fn addresses_that_fit_no_subnet() {
+    let none = Observed::default();
+    let refused = |scheme, addresses| problems(&addressed(scheme, addresses), &none);
+    assert_eq!(
+        refused(Scheme::InternetFacing, elastic(&["eipalloc-1"])),
+        [
+            "eip-allocations: \"eipalloc-1\" has 1 entry for 2 subnets; expected one for each of subnet-za,subnet-zb, in \
+          this order"
+        ]
+    );
+    assert_eq!(
+        refused(Scheme::Internal, elastic(&["eipalloc-1", "eipalloc-2"])),
+        [
+            "eip-allocations: \"eipalloc-1,eipalloc-2\" can only be set for an internet-facing load balancer; expected no \
+          such annotation, or internet-facing in scheme"
+        ]
+    );
+    assert_eq!(
+        refused(Scheme::InternetFacing, private(&["10.0.0.9", "10.0.1.9"])),
+        [
+            "private-ipv4-addresses: \"10.0.0.9,10.0.1.9\" can only be set for an internal load balancer; expected no such \
+          annotation, or internal in scheme"
+        ]
+    );
+    let expected = "expected one address in each of subnet-za,subnet-zb";
+    for (addresses, wrong) in [
+        (["10.0.0.9", "10.9.0.9"], "has 10.9.0.9, which is in none of the load balancer's subnets"),
+        (["10.0.0.9", "10.0.0.10"], "has 10.0.0.9,10.0.0.10 in subnet-za"),
+    ] {
+        let value = addresses.join(",");
+        let sentence = format!("private-ipv4-addresses: {value:?} {wrong}; {expected}");
+        assert_eq!(refused(Scheme::Internal, private(&addresses)), [sentence]);
+    }
+    assert_eq!(
+        refused(Scheme::Internal, private(&["10.0.1.9"])),
+        [format!("private-ipv4-addresses: \"10.0.1.9\" has no address in subnet-za; {expected}")]
+    );
+    let ipv6 = AddressSpec { ipv6: vec!["2600:1f18:0:1::9".parse().unwrap()], ..AddressSpec::default() };
+    assert_eq!(
+        refused(Scheme::Internal, ipv6),
+        [format!("ipv6-addresses: \"2600:1f18:0:1::9\" has no address in subnet-za; {expected}")]
+    );
+    let outside = SourceNatPrefix::Chosen("2600:1f18:0:7::/80".parse().unwrap());
+    let source_nat_prefixes = vec![SourceNatPrefix::Auto, outside];
+    assert_eq!(
+        refused(Scheme::Internal, AddressSpec { source_nat: true, source_nat_prefixes, ..AddressSpec::default() }),
+        [
+            "source-nat-ipv6-prefixes: \"auto_assigned,2600:1f18:0:7::/80\" has 2600:1f18:0:7::/80, which is not inside the \
+          IPv6 range of subnet-zb; expected auto_assigned, or a prefix of that range"
+        ]
+    );
+}
+
+#[test]
+fn an_address_cannot_be_changed_where_the_subnet_stays() {
+    let before = addressed(Scheme::InternetFacing, elastic(&["eipalloc-1", "eipalloc-2"]));
+    let desired = desired(&before, &network(), &policy(), &Observed::default()).unwrap();
+    let scheme = Scheme::InternetFacing;
+    let mut exists = balancer(&desired.balancer.name, scheme, &before.owner, &["za", "zb"]);
+    exists.subnets = desired.balancer.subnets;
+    let exists = observed([exists]);
+    let expected = "expected what it has, another subnet for that zone, or a new Service";
+    assert_eq!(
+        problems(&addressed(scheme, elastic(&["eipalloc-1", "eipalloc-3"])), &exists),
+        [format!(
+            "eip-allocations: \"eipalloc-3\" cannot be given to the load balancer, which has eipalloc-2 in subnet-zb; \
+             {expected}"
+        )]
+    );
+    let taken = problems(&addressed(scheme, AddressSpec::default()), &exists);
+    assert_eq!(
+        taken[0],
+        format!(
+            "eip-allocations: \"\" cannot be taken from the load balancer, which has eipalloc-1 in subnet-za; {expected}"
+        )
+    );
+    let plain = observed([balancer(&desired.balancer.name, scheme, &before.owner, &["za", "zb"])]);
+    assert!(problems(&before, &plain)[0].contains("which has one of AWS's choice in subnet-za"));
+}
+
+#[test]
+fn no_zone_is_added_where_addresses_are_listed_for_those_there_are() {
+    let before =
+        ServiceSpec { subnets: vec!["subnet-za".into()], ..addressed(Scheme::Internal, private(&["10.0.0.9"])) };
+    let desired = desired(&before, &network(), &policy(), &Observed::default()).unwrap();
+    let mut exists = balancer(&desired.balancer.name, Scheme::Internal, &before.owner, &[]);
+    exists.subnets = desired.balancer.subnets;
+    let discovered = addressed(Scheme::Internal, private(&["10.0.0.9"]));
+    let after = super::desired(&discovered, &network(), &policy(), &observed([exists])).unwrap();
+    assert_eq!(zones(&after), ["za"]);
+}
+
+fn open_to(access: AccessSpec) -> ServiceSpec {
+    ServiceSpec { access, ..spec() }
+}
+
+#[test]
+fn groups_of_the_owners_take_the_place_of_ours() {
+    let groups = vec!["web".into(), "sg-1".into(), "sg-3".into()];
+    let own = AccessSpec { groups, ..AccessSpec::default() };
+    let alone = desired(&open_to(own.clone()), &network(), &policy(), &Observed::default()).unwrap();
+    assert_eq!(alone.frontend, None);
+    let theirs = [Carried::Theirs("sg-1".into()), Carried::Theirs("sg-3".into())];
+    assert_eq!(alone.balancer.groups, theirs);
+    let managed = AccessSpec { manages_nodes: Some(true), ..own };
+    let managed = desired(&open_to(managed), &network(), &policy(), &Observed::default()).unwrap();
+    assert_eq!(managed.balancer.groups[2], Carried::Ours(name::backend_group(CLUSTER)));
+}
+
+#[test]
+fn what_a_service_names_and_nobody_has() {
+    let none = Observed::default();
+    let groups = |name: &str| open_to(AccessSpec { groups: vec![name.into()], ..AccessSpec::default() });
+    let expected = "expected ids or Name tags of security groups of vpc-1";
+    assert_eq!(
+        problems(&groups("db"), &none),
+        [format!("security-groups: \"db\" has db, which does not exist; {expected}")]
+    );
+    assert_eq!(
+        problems(&groups("twin"), &none),
+        [format!("security-groups: \"twin\" has \"twin\", which is the Name of sg-2 and sg-3; {expected}")]
+    );
+    let list = open_to(AccessSpec { prefix_lists: vec!["pl-9".into()], ..AccessSpec::default() });
+    assert_eq!(
+        problems(&list, &none),
+        [
+            "security-group-prefix-lists: \"pl-9\" has pl-9, which does not exist; expected prefix lists of this account \
+          and Region"
+        ]
+    );
+}
+
+#[test]
+fn r29_a_prefix_list_counts_as_many_rules_as_it_may_have_entries() {
+    let lists = |ids: &[&str]| AccessSpec {
+        prefix_lists: ids.iter().map(|id| (*id).to_owned()).collect(),
+        ..AccessSpec::default()
+    };
+    let with = |access, ports: &[u16]| {
+        let ports = ports.iter().map(|port| (*port, Port::new(*port, Protocol::Tcp, 30080)));
+        ServiceSpec { ports: ports.collect(), ..open_to(access) }
+    };
+    let fits = with(lists(&["pl-4", "pl-6"]), &[80]);
+    let rules = desired(&fits, &network(), &policy(), &Observed::default()).unwrap().frontend.unwrap().rules;
+    assert_eq!(rules.len(), 3, "the families count apart: 41 and 20");
+    assert_eq!(
+        problems(&with(lists(&["pl-4"]), &[80, 443]), &Observed::default()),
+        ["security-group-prefix-lists: \"pl-4\" needs 82 inbound rules in a security group, which counts pl-4 as \
+         40; expected at most 60; take smaller lists or split the Service"]
+    );
+}
+
+#[test]
+fn icmp_is_let_in_once_for_each_source() {
+    let access = AccessSpec { icmp: true, prefix_lists: vec!["pl-6".into()], ..AccessSpec::default() };
+    let desired = desired(&open_to(access), &network(), &policy(), &Observed::default()).unwrap();
+    let rules: Vec<_> = desired.frontend.unwrap().rules.iter().map(ToString::to_string).collect();
+    let expected = ["icmp 3-4 from 0.0.0.0/0", "icmpv6 2-0 from pl-6", "tcp 80 from 0.0.0.0/0", "tcp 80 from pl-6"];
+    assert_eq!(rules, expected);
+}
+
+#[test]
+fn all_that_is_wrong_is_said_at_once() {
+    let access = AccessSpec { groups: vec!["db".into()], ..AccessSpec::default() };
+    let both = ServiceSpec { access, ..addressed(Scheme::Internal, private(&["10.9.0.9"])) };
+    assert_eq!(problems(&both, &Observed::default()).len(), 2);
+}
+
 #[test]
 fn a_change_of_scheme_asks_for_another_load_balancer() {
     let before = decide(&spec(), &Observed::default());
@@ -150,7 +384,7 @@ fn a_change_of_scheme_asks_for_another_load_balancer() {
     assert_ne!(after.balancer.name, before.balancer.name);
     let group = |desired: &Desired| desired.target_groups[&80].name.clone();
     assert_ne!(group(&after), group(&before), "a target group serves one load balancer only");
-    assert_eq!(after.frontend.name, before.frontend.name, "a security group can be carried by both");
+    assert_eq!(after.frontend, before.frontend, "a security group can be carried by both");
 }
 
 #[test]
@@ -294,7 +528,7 @@ fn r41_both_protocols_on_one_port_are_one_target_group_and_two_rules_for_each_ra
     let source_ranges = ["10.0.0.0/8".parse().unwrap(), "192.168.0.0/16".parse().unwrap()].into();
     let desired = decide(&ServiceSpec { source_ranges, ports, ..spec() }, &Observed::default());
     assert_eq!(desired.target_groups.len(), 1);
-    let rules: Vec<_> = desired.frontend.rules.iter().map(ToString::to_string).collect();
+    let rules: Vec<_> = desired.frontend.unwrap().rules.iter().map(ToString::to_string).collect();
     let expected = ["tcp 53 from 10.0.0.0/8", "tcp 53 from 192.168.0.0/16"];
     assert_eq!(rules[..2], expected);
     assert_eq!(rules[2..], expected.map(|rule| rule.replace("tcp", "udp")));
@@ -308,7 +542,8 @@ fn only_security_groups_that_exist_have_ids() {
     let group = SecurityGroup { id: "sg-b".into(), name: backend.clone(), rules: BTreeSet::new(), tags };
     observed.groups.insert(backend.clone(), group);
     let desired = decide(&spec(), &observed);
-    assert_eq!(desired.balancer.groups, [desired.frontend.name, backend]);
+    let frontend = desired.frontend.unwrap().name;
+    assert_eq!(desired.balancer.groups, [Carried::Ours(frontend), Carried::Ours(backend)]);
     assert_eq!(desired.balancer.group_ids, ["sg-b".into()].into());
 }
 

@@ -9,13 +9,15 @@ use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::controller::desired::{Policy, desired};
-use crate::controller::facts::{Facts, NodeGroups, Subnet};
-use crate::controller::observed::{Asg, Listener, Observed, Outcome, SecurityGroup, SourceState};
+use crate::controller::facts::{Facts, NodeGroups, PrefixList, Subnet};
+use crate::controller::observed::{Asg, Observed, Outcome, SecurityGroup, SourceState};
 use crate::model::family::Family;
 use crate::model::id::{ServiceKey, TargetGroupArn};
 use crate::model::name;
 use crate::model::ownership::{self, Owner, Role, cluster_tags, service_tags};
-use crate::model::service::{HealthCheckSpec, HealthProtocol, Port, Scheme, ServiceSpec};
+use crate::model::service::{
+    AccessSpec, AddressSpec, HealthCheckSpec, HealthProtocol, Port, Scheme, ServiceSpec, SourceNatPrefix,
+};
 
 const DELAY: &str = "deregistration_delay.timeout_seconds";
 const IDLE: &str = "tcp.idle_timeout.seconds";
@@ -36,11 +38,12 @@ fn policy() -> Policy {
 }
 
 fn facts() -> Facts {
-    let subnet = |id: &str, zone: &str| {
+    let subnet = |id: &str, zone: &str, number: u8| {
+        let ranges = [format!("10.0.{number}.0/24"), format!("2600:1f18:0:{number}::/64")];
         let subnet = Subnet {
             zone: zone.into(),
             in_availability_zone: true,
-            ranges: ["10.0.0.0/16".parse().unwrap(), "2600:1f18::/64".parse().unwrap()].into(),
+            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
             free_addresses: 100,
             is_public: true,
             tags: Tags::from([("kubernetes.io/role/elb".into(), "1".into())]),
@@ -49,8 +52,15 @@ fn facts() -> Facts {
         internal.tags.insert("kubernetes.io/role/internal-elb".into(), "1".into());
         (id.into(), internal)
     };
-    let subnets = [subnet("subnet-a", "za"), subnet("subnet-a2", "za"), subnet("subnet-b", "zb")];
-    Facts { vpc: "vpc-1".into(), subnets: subnets.into(), node_groups: NodeGroups::default() }
+    let subnets = [subnet("subnet-a", "za", 1), subnet("subnet-a2", "za", 2), subnet("subnet-b", "zb", 3)];
+    let list = |family, max_entries| PrefixList { family, max_entries };
+    Facts {
+        vpc: "vpc-1".into(),
+        subnets: subnets.into(),
+        node_groups: NodeGroups::default(),
+        groups: [("sg-mine".into(), Some("mine".into())), ("sg-other".into(), None)].into(),
+        prefix_lists: [("pl-4".into(), list(Family::Ipv4, 4)), ("pl-6".into(), list(Family::Ipv6, 6))].into(),
+    }
 }
 
 fn owner(uid: &str) -> Owner {
@@ -67,8 +77,11 @@ fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
         address_type: AddressType::Ipv4,
         family: Family::Ipv4,
         subnets: vec![],
+        addresses: AddressSpec::default(),
+        capacity: 0,
         tags: Tags::new(),
         source_ranges: ["0.0.0.0/0".parse().unwrap()].into(),
+        access: AccessSpec::default(),
         ports: ports.collect(),
         local_health_port: None,
         health: HealthCheckSpec::default(),
@@ -89,6 +102,10 @@ fn listener(arn: String, protocol: &str, target_group: Option<TargetGroupArn>) -
         certificates: Some(BTreeSet::new()),
         attributes: Some(Attributes::new()),
     }
+}
+
+fn is_udp(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Udp | Protocol::TcpUdp)
 }
 
 fn web() -> ServiceSpec {
@@ -156,7 +173,10 @@ impl World {
             address_type: AddressType::Ipv4,
             state: BalancerState::Active,
             subnets: BTreeMap::new(),
+            source_nat: false,
             groups: BTreeSet::new(),
+            rules_on_private_link: true,
+            capacity: Some(0),
             tags: tags.clone(),
             listeners: Some([(80, Listener { target_group: Some(arn.clone()), ..listener })].into()),
             attributes: None,
@@ -212,8 +232,8 @@ impl World {
         self.observed.balancers[balancer].listeners.as_ref().unwrap()
     }
 
-    fn group_ids(&self, names: &[String]) -> BTreeSet<SecurityGroupId> {
-        names.iter().map(|name| self.observed.groups[name].id.clone()).collect()
+    fn group_ids(&self, groups: &[Carried]) -> BTreeSet<SecurityGroupId> {
+        groups.iter().map(|group| self.observed.id_of(group).expect("a group that exists")).collect()
     }
 
     /// What AWS would refuse, what would cut traffic, and what is none of the Service's business.
@@ -246,11 +266,13 @@ impl World {
                     assert!(!balancer.groups.contains(id), "{step}: {} carries it", balancer.name);
                 }
             }
-            Step::CreateListener { balancer, port, target_group, .. } => {
+            Step::CreateListener { balancer, port, target_group, protocol, .. } => {
+                self.check_listener(step, balancer, *protocol);
                 assert!(!self.listeners(balancer).contains_key(port), "{step}: exists");
                 assert!(self.observed.target_groups.contains_key(target_group), "{step}: points at nothing");
             }
-            Step::ModifyListener { balancer, port, target_group, .. } => {
+            Step::ModifyListener { balancer, port, target_group, protocol, .. } => {
+                self.check_listener(step, balancer, *protocol);
                 let next = &self.observed.target_groups[target_group];
                 let before = self.listeners(balancer)[port].target_group.as_ref();
                 let serves = before.is_some_and(|arn| self.observed.target_group(arn).is_some());
@@ -259,11 +281,43 @@ impl World {
             Step::DeleteListener { balancer, port, .. } => {
                 assert!(self.listeners(balancer).contains_key(port), "{step}: does not exist");
             }
-            Step::SetSubnets { balancer, subnets } => {
+            Step::SetAddressType { balancer, address_type } => {
+                let source_nat = self.observed.balancers[balancer].source_nat;
+                assert!(*address_type == AddressType::Dualstack || !source_nat, "{step}: leaves source NAT on");
+                self.check_udp(step, balancer, *address_type, source_nat);
+            }
+            Step::SetSubnets { balancer, subnets, address_type, source_nat } => {
+                let observed = &self.observed.balancers[balancer];
+                let address_type = address_type.unwrap_or(observed.address_type);
+                let source_nat = source_nat.unwrap_or(observed.source_nat);
                 assert!(!subnets.is_empty(), "{step}: leaves no zone");
-                for (zone, subnet) in &self.observed.balancers[balancer].subnets {
-                    assert!(subnets.get(zone).is_none_or(|next| next == subnet), "{step}: swaps {zone} in one call");
+                for (zone, enabled) in &observed.subnets {
+                    let Some(next) = subnets.get(zone) else { continue };
+                    assert_eq!(next.subnet, enabled.subnet, "{step}: swaps {zone} in one call");
+                    assert_eq!(next.allocation, enabled.allocation, "{step}: gives another Elastic IP");
+                    assert_eq!(next.private_ipv4, enabled.private_ipv4, "{step}: gives another address");
+                    let had = enabled.ipv6.filter(|_| address_type == AddressType::Dualstack);
+                    let may_choose = observed.address_type == AddressType::Ipv4;
+                    assert!(may_choose || next.ipv6 == had, "{step}: gives another IPv6 address");
                 }
+                for mapping in subnets.values() {
+                    let is_v6 = mapping.ipv6.is_some() || mapping.source_nat_prefix.is_some();
+                    assert!(address_type == AddressType::Dualstack || !is_v6, "{step}: has IPv6 without dualstack");
+                    assert!(
+                        mapping.source_nat_prefix.is_none() || source_nat,
+                        "{step}: has a prefix without source NAT"
+                    );
+                }
+                self.check_udp(step, balancer, address_type, source_nat);
+                self.check_in_use(step, balancer, subnets);
+            }
+            Step::CreateBalancer(wanted) => {
+                self.check_in_use(step, &wanted.name, &wanted.subnets);
+                assert!(!wanted.groups.is_empty(), "{step}: is born without security groups");
+            }
+            Step::SetGroups { groups, .. } => assert!(!groups.is_empty(), "{step}: takes the last group away"),
+            Step::ReserveCapacity { balancer, .. } => {
+                assert_eq!(self.observed.balancers[balancer].state, BalancerState::Active, "{step}: is too early");
             }
             Step::AddCertificates { balancer, port, .. } => {
                 assert_eq!(self.listeners(balancer)[port].protocol, "TLS", "{step}: is not TLS");
@@ -276,6 +330,27 @@ impl World {
                 assert!(rules.is_subset(&self.observed.groups[group].rules), "{step}: is not there");
             }
             _ => {}
+        }
+    }
+
+    /// UDP listeners of a dualstack load balancer cannot do without source NAT by prefix.
+    fn check_udp(&self, step: &Step, balancer: &str, address_type: AddressType, source_nat: bool) {
+        let udp = self.listeners(balancer).values().any(|listener| listener.protocol.contains("UDP"));
+        let is_fine = address_type == AddressType::Ipv4 || source_nat || !udp;
+        assert!(is_fine, "{step}: leaves UDP without source NAT");
+    }
+
+    fn check_listener(&self, step: &Step, balancer: &str, protocol: Protocol) {
+        let balancer = &self.observed.balancers[balancer];
+        let is_v4 = balancer.address_type == AddressType::Ipv4;
+        assert!(is_v4 || balancer.source_nat || !is_udp(protocol), "{step}: is UDP without source NAT");
+    }
+
+    /// An address is one load balancer's.
+    fn check_in_use(&self, step: &Step, name: &str, subnets: &BTreeMap<Zone, Mapping>) {
+        for other in self.observed.balancers.values().filter(|other| other.name != name) {
+            let taken = other.subnets.values().any(|has| subnets.values().any(|mapping| mapping.collides_with(has)));
+            assert!(!taken, "{step}: has an address of {}", other.name);
         }
     }
 
@@ -297,7 +372,10 @@ impl World {
                 address_type: wanted.address_type,
                 state: BalancerState::Provisioning,
                 subnets: wanted.subnets.clone(),
+                source_nat: wanted.source_nat,
                 groups: self.group_ids(&wanted.groups),
+                rules_on_private_link: true,
+                capacity: Some(0),
                 tags: wanted.tags.clone(),
                 listeners: Some(BTreeMap::new()),
                 attributes: Some(Attributes::new()),
@@ -410,13 +488,14 @@ impl World {
         }
         for balancer in self.observed.balancers.values_mut() {
             let hidden = balancer.clone();
-            balancer.attributes = None;
+            (balancer.attributes, balancer.capacity) = (None, None);
             for listener in balancer.listeners.iter_mut().flat_map(BTreeMap::values_mut) {
                 (listener.certificates, listener.attributes) = (None, None);
             }
             unread.push(Rc::new(move |observed| {
                 let Some(balancer) = observed.balancers.get_mut(&hidden.name) else { return };
                 balancer.attributes = balancer.attributes.take().or_else(|| hidden.attributes.clone());
+                balancer.capacity = balancer.capacity.or(hidden.capacity);
                 for (port, listener) in balancer.listeners.iter_mut().flatten() {
                     if let Some(before) = hidden.listeners.iter().flatten().find(|(known, _)| *known == port) {
                         listener.keep(before.1);
@@ -479,15 +558,9 @@ impl World {
                 let listeners = listeners
                     .map(|(port, shown)| (port, &shown.protocol, &shown.certificate, named(&shown.target_group)));
                 let listeners: Vec<_> = listeners.collect();
-                (
-                    &balancer.name,
-                    balancer.scheme,
-                    balancer.address_type,
-                    &balancer.subnets,
-                    balancer.groups.len(),
-                    &balancer.tags,
-                    listeners,
-                )
+                let addresses = (balancer.address_type, balancer.source_nat, &balancer.subnets);
+                let access = (balancer.groups.len(), balancer.rules_on_private_link);
+                (&balancer.name, balancer.scheme, addresses, access, balancer.capacity, &balancer.tags, listeners)
             })
             .collect();
         let target_groups: Vec<_> = slice
@@ -544,11 +617,9 @@ impl World {
         }
         let zone = |attributes: &Attributes| attributes.get(CROSS_ZONE).is_some_and(|value| value == "true");
         assert_eq!(zone(balancer.attributes.as_ref().unwrap()), zone(&spec.attributes));
-        let [frontend] = slice.groups.as_slice() else { panic!("{} frontend groups", slice.groups.len()) };
-        let rules: usize = spec.ports.values().map(|port| port.protocol.parts().len()).sum();
-        assert_eq!(frontend.rules.len(), rules * spec.source_ranges.len());
-        assert_eq!(balancer.groups, [frontend.id.clone(), "sg-backend".into()].into());
-        for tags in [&balancer.tags, &frontend.tags, &slice.target_groups[0].tags] {
+        self.assert_reachable(spec, balancer);
+        let frontend_tags = slice.groups.iter().map(|group| &group.tags);
+        for tags in [&balancer.tags, &slice.target_groups[0].tags].into_iter().chain(frontend_tags) {
             let user: Tags = tags
                 .iter()
                 .filter(|(key, _)| !key.starts_with("weir.dev/"))
@@ -556,6 +627,38 @@ impl World {
                 .collect();
             assert_eq!(user, spec.tags);
         }
+    }
+
+    /// Who may connect, and at which addresses.
+    fn assert_reachable(&self, spec: &ServiceSpec, balancer: &Balancer) {
+        let access = &spec.access;
+        let mut groups: BTreeSet<SecurityGroupId> = access
+            .groups
+            .iter()
+            .map(|text| if text == "mine" { "sg-mine".into() } else { text.as_str().into() })
+            .collect();
+        let frontends = self.of().groups;
+        assert_eq!(frontends.len(), usize::from(access.groups.is_empty()), "frontend groups");
+        for frontend in frontends {
+            let sources = spec.source_ranges.len() + access.prefix_lists.len();
+            assert_eq!(frontend.rules.len(), spec.rules_for_each_source() * sources);
+            groups.insert(frontend.id.clone());
+        }
+        if access.manages_nodes.unwrap_or(access.groups.is_empty()) {
+            groups.insert("sg-backend".into());
+        }
+        assert_eq!(balancer.groups, groups);
+        assert_eq!(balancer.rules_on_private_link, access.rules_on_private_link);
+        assert_eq!(balancer.capacity, Some(spec.capacity));
+        assert_eq!(balancer.source_nat, spec.addresses.source_nat);
+        let has =
+            |one: fn(&Mapping) -> Option<String>| balancer.subnets.values().filter_map(one).collect::<BTreeSet<_>>();
+        let asked = &spec.addresses;
+        assert_eq!(has(|zone| zone.allocation.clone()), asked.allocations.iter().cloned().collect());
+        let private: BTreeSet<_> = asked.private_ipv4.iter().map(ToString::to_string).collect();
+        assert!(has(|zone| zone.private_ipv4.map(|address| address.to_string())).is_superset(&private));
+        let ipv6: BTreeSet<_> = asked.ipv6.iter().map(ToString::to_string).collect();
+        assert!(has(|zone| zone.ipv6.map(|address| address.to_string())).is_superset(&ipv6));
     }
 }
 
@@ -574,6 +677,7 @@ fn subject(step: &Step) -> (Resource, bool) {
         Step::SetGroups { balancer: name, .. }
         | Step::SetAddressType { balancer: name, .. }
         | Step::SetSubnets { balancer: name, .. }
+        | Step::ReserveCapacity { balancer: name, .. }
         | Step::CreateListener { balancer: name, .. }
         | Step::ModifyListener { balancer: name, .. }
         | Step::AddCertificates { balancer: name, .. }
@@ -839,6 +943,77 @@ fn the_ip_address_type_is_changed_in_place_both_ways() {
 }
 
 #[test]
+fn inbound_rules_and_capacity_are_set_once_the_load_balancer_is_there() {
+    let access = AccessSpec { rules_on_private_link: false, ..AccessSpec::default() };
+    let asked = ServiceSpec { access, capacity: 3000, ..web() };
+    let mut world = World::new();
+    for step in world.plan(Some(&asked)).unwrap().steps {
+        world.take(&step);
+    }
+    let early = world.plan(Some(&asked)).unwrap();
+    assert_eq!(kinds(&early.steps), ["set security"], "AWS reserves nothing before it is active");
+    assert!(said(&early.steps)[0].ends_with(", not for PrivateLink"));
+    world.steps.clear();
+    world.settle(Some(&asked));
+    assert_eq!(kinds(&world.steps), ["set security", "reserve 3000"]);
+    world.steps.clear();
+    world.settle(Some(&web()));
+    assert_eq!(kinds(&world.steps), ["set security", "reserve 0"]);
+}
+
+#[test]
+fn a_reservation_that_nobody_has_read_is_not_written() {
+    let mut world = settled(&ServiceSpec { capacity: 3000, ..web() });
+    world.restart();
+    assert_eq!(kinds(&world.plan(Some(&web())).unwrap().steps), ["Serve target"]);
+    world.settle(Some(&web()));
+    assert_eq!(kinds(&world.steps), ["Serve target", "reserve 0"]);
+}
+
+#[test]
+fn the_owners_security_groups_take_over_before_ours_goes_and_the_other_way_round() {
+    let mut world = settled(&web());
+    let own = AccessSpec { groups: vec!["mine".into()], ..AccessSpec::default() };
+    let own = ServiceSpec { access: own, ..web() };
+    world.settle(Some(&own));
+    assert_eq!(kinds(&world.steps), ["set security", "delete security"]);
+    world.assert_serves(&own);
+    world.steps.clear();
+    world.settle(Some(&web()));
+    assert_eq!(kinds(&world.steps), ["create security", "allow in", "set security"]);
+    world.assert_serves(&web());
+}
+
+#[test]
+fn a_load_balancer_goes_before_the_one_that_takes_its_addresses() {
+    let fixed = |scheme| ServiceSpec {
+        scheme: Some(scheme),
+        address_type: AddressType::Dualstack,
+        addresses: addresses(Kind::Ipv6, AddressType::Dualstack, &["a", "b"]),
+        ..web()
+    };
+    let mut world = settled(&fixed(Scheme::InternetFacing));
+    world.settle(Some(&fixed(Scheme::Internal)));
+    assert_eq!(kinds(&world.steps)[..2], ["delete load", "create internal"]);
+    assert!(said(&world.steps)[0].ends_with("needs its addresses; expect an interruption"));
+    world.assert_serves(&fixed(Scheme::Internal));
+}
+
+#[test]
+fn dualstack_and_source_nat_come_in_one_call() {
+    let mut world = settled(&spec(&[(53, Protocol::Udp, 30053)]));
+    let source_nat = AddressSpec { source_nat: true, ..AddressSpec::default() };
+    let edited = ServiceSpec {
+        address_type: AddressType::Dualstack,
+        addresses: source_nat,
+        ..spec(&[(53, Protocol::Udp, 30053)])
+    };
+    world.settle(Some(&edited));
+    let [step] = world.steps.as_slice() else { panic!("{:?}", world.steps) };
+    assert!(step.to_string().ends_with("subnet-b (zb), dualstack, source NAT by prefix on"), "{step}");
+}
+
+#[test]
 fn r35_the_subnet_of_an_enabled_zone_is_swapped_in_two_calls() {
     let mut world = settled(&web());
     let mut edited = web();
@@ -993,24 +1168,13 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
     let name = select(vec![None, None, None, Some("fancy")]);
     let health = (select(vec![None, Some(31500u16)]), select(vec![None, Some(5), Some(30)]), any::<bool>());
     let cross_zone = select(vec![None, Some("true"), Some("false")]);
-    let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
     let nodes = select(vec![vec![], vec![], vec![("pool", "web")], vec![("pool", "batch"), ("spot", "")]]);
-    let nodes = (nodes, any::<bool>());
-    (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, address_type, nodes)).prop_map(
-        |(
-            ports,
-            scheme,
-            tags,
-            ranges,
-            subnets,
-            name,
-            (local, interval, tcp),
-            (cross_zone, address_type, (nodes, v6)),
-        )| {
+    let family = select(vec![Family::Ipv4, Family::Ipv6]);
+    let plain = (ports, scheme, tags, ranges, subnets, name, health, (cross_zone, nodes, family)).prop_map(
+        |(ports, scheme, tags, ranges, subnets, name, (local, interval, tcp), (cross_zone, nodes, family))| {
             ServiceSpec {
                 scheme,
-                address_type,
-                family: if v6 && address_type == AddressType::Dualstack { Family::Ipv6 } else { Family::Ipv4 },
+                family,
                 name: name.map(Into::into),
                 subnets: subnets.into_iter().map(Into::into).collect(),
                 tags: tags.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
@@ -1026,6 +1190,81 @@ fn any_spec() -> impl Strategy<Value = ServiceSpec> {
                 node_labels: nodes.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
                 ..spec(&[])
             }
+        },
+    );
+    (plain, any_access(), any_addresses(), select(vec![0, 0, 2750, 3000])).prop_map(
+        |(plain, access, (address_type, source_nat, kind), capacity)| {
+            let udp = plain.ports.values().any(|port| is_udp(port.protocol));
+            let source_nat =
+                address_type == AddressType::Dualstack && (udp || source_nat || matches!(kind, Kind::Prefix));
+            let subnets = if plain.subnets.is_empty() { vec!["a", "b"] } else { short(&plain.subnets) };
+            let addresses = AddressSpec { source_nat, ..addresses(kind, address_type, &subnets) };
+            let is_v4 = address_type == AddressType::Ipv4;
+            let family = if is_v4 { Family::Ipv4 } else { plain.family };
+            ServiceSpec { address_type, family, addresses, capacity, access, ..plain }
+        },
+    )
+}
+
+fn short(subnets: &[String]) -> Vec<&str> {
+    subnets.iter().map(|id| id.trim_start_matches("subnet-")).collect()
+}
+
+/// What is asked for in each subnet.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Nothing,
+    Elastic,
+    Private,
+    Ipv6,
+    Prefix,
+}
+
+fn any_addresses() -> impl Strategy<Value = (AddressType, bool, Kind)> {
+    let address_type = select(vec![AddressType::Ipv4, AddressType::Dualstack]);
+    let kinds = vec![Kind::Nothing, Kind::Nothing, Kind::Elastic, Kind::Private, Kind::Ipv6, Kind::Prefix];
+    (address_type, any::<bool>(), select(kinds))
+}
+
+fn addresses(kind: Kind, address_type: AddressType, subnets: &[&str]) -> AddressSpec {
+    let number = |subnet: &&str| match *subnet {
+        "a" => 1,
+        "a2" => 2,
+        _ => 3,
+    };
+    let each = |text: fn(i32) -> String| subnets.iter().map(move |subnet| text(number(subnet)));
+    let none = AddressSpec::default();
+    let is_v4 = address_type == AddressType::Ipv4;
+    match kind {
+        Kind::Nothing => none,
+        Kind::Elastic => AddressSpec { allocations: each(|number| format!("eipalloc-{number}")).collect(), ..none },
+        Kind::Private => {
+            let private_ipv4 = each(|number| format!("10.0.{number}.9")).map(|text| text.parse().unwrap()).collect();
+            AddressSpec { private_ipv4, ..none }
+        }
+        Kind::Ipv6 | Kind::Prefix if is_v4 => none,
+        Kind::Ipv6 => {
+            let ipv6 = each(|number| format!("2600:1f18:0:{number}::9")).map(|text| text.parse().unwrap()).collect();
+            AddressSpec { ipv6, ..none }
+        }
+        Kind::Prefix => {
+            let prefixes = each(|number| format!("2600:1f18:0:{number}:8000::/80")).map(|text| text.parse().unwrap());
+            AddressSpec { source_nat_prefixes: prefixes.map(SourceNatPrefix::Chosen).collect(), ..none }
+        }
+    }
+}
+
+fn any_access() -> impl Strategy<Value = AccessSpec> {
+    let groups = select(vec![vec![], vec![], vec!["mine"], vec!["sg-other", "mine"]]);
+    let lists = subsequence(vec!["pl-4", "pl-6"], 0..=2);
+    let manages_nodes = select(vec![None, None, Some(true), Some(false)]);
+    (groups, lists, manages_nodes, any::<bool>(), any::<bool>()).prop_map(
+        |(groups, lists, manages_nodes, rules_on_private_link, icmp)| AccessSpec {
+            prefix_lists: lists.into_iter().map(Into::into).collect(),
+            groups: groups.into_iter().map(Into::into).collect(),
+            manages_nodes,
+            rules_on_private_link,
+            icmp,
         },
     )
 }

@@ -15,6 +15,30 @@ pub const INTERNAL: &str = key!("aws-load-balancer-internal");
 pub const NAME: &str = key!("aws-load-balancer-name");
 /// `ipv4` or `dualstack`.
 pub const IP_ADDRESS_TYPE: &str = key!("aws-load-balancer-ip-address-type");
+/// Elastic IPs, one for each subnet.
+pub const EIP_ALLOCATIONS: &str = key!("aws-load-balancer-eip-allocations");
+/// Private IPv4 addresses, one in each subnet.
+pub const PRIVATE_IPV4_ADDRESSES: &str = key!("aws-load-balancer-private-ipv4-addresses");
+/// IPv6 addresses, one in each subnet.
+pub const IPV6_ADDRESSES: &str = key!("aws-load-balancer-ipv6-addresses");
+/// Whether UDP clients with IPv6 addresses are served, from a prefix of each subnet.
+pub const SOURCE_NAT: &str = key!("aws-load-balancer-enable-prefix-for-ipv6-source-nat");
+/// Those prefixes, one for each subnet.
+pub const SOURCE_NAT_PREFIXES: &str = key!("aws-load-balancer-source-nat-ipv6-prefixes");
+/// Capacity that is reserved.
+pub const CAPACITY: &str = key!("aws-load-balancer-minimum-load-balancer-capacity");
+/// Prefix lists of those who may connect.
+pub const PREFIX_LISTS: &str = key!("aws-load-balancer-security-group-prefix-lists");
+/// Security groups of the owner's, in place of one that weir makes.
+pub const SECURITY_GROUPS: &str = key!("aws-load-balancer-security-groups");
+/// Whether weir admits the load balancer to the nodes.
+pub const MANAGE_BACKEND_RULES: &str = key!("aws-load-balancer-manage-backend-security-group-rules");
+/// Whether inbound rules hold for what comes through PrivateLink too.
+pub const PRIVATE_LINK_RULES: &str = key!("aws-load-balancer-inbound-sg-rules-on-private-link-traffic");
+/// Whether the messages of path MTU discovery are let in.
+pub const ICMP: &str = key!("aws-load-balancer-enable-icmp-for-path-mtu-discovery");
+/// A load balancer without security groups, which weir does not make.
+pub const NO_SECURITY_GROUPS: &str = key!("aws-load-balancer-disable-nlb-sg");
 /// Ids or names of subnets.
 pub const SUBNETS: &str = key!("aws-load-balancer-subnets");
 /// Tags for every resource of the Service.
@@ -159,17 +183,17 @@ pub const TABLE: &[Row] = &[
     row(INTERNAL, "boolean; an older spelling of aws-load-balancer-scheme", "", "CreateLoadBalancer·Scheme", Change::Replace, Answer::Honoured),
     row(IP_ADDRESS_TYPE, "`ipv4` or `dualstack`", "`ipv4`", "CreateLoadBalancer, SetIpAddressType", Change::InPlace, Answer::Honoured),
     row(SUBNETS, "list of subnet ids or `Name` tags", "discovered", "CreateLoadBalancer, SetSubnets", Change::InPlace, Answer::Honoured),
-    row(key!("aws-load-balancer-eip-allocations"), "list of allocation ids, one per subnet", "", "SubnetMappings·AllocationId", Change::Never, Answer::NotYet),
-    row(key!("aws-load-balancer-private-ipv4-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·PrivateIPv4Address", Change::Never, Answer::NotYet),
-    row(key!("aws-load-balancer-ipv6-addresses"), "list of addresses, one per subnet", "", "SubnetMappings·IPv6Address", Change::Never, Answer::NotYet),
-    row(key!("aws-load-balancer-enable-prefix-for-ipv6-source-nat"), "`on` or `off`", "`off`", "CreateLoadBalancer, SetSubnets·EnablePrefixForIpv6SourceNat", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-source-nat-ipv6-prefixes"), "list of `auto_assigned` or /80 prefixes, one per subnet", "`auto_assigned`", "SubnetMappings·SourceNatIpv6Prefix", Change::InPlace, Answer::NotYet),
+    row(EIP_ALLOCATIONS, "list of allocation ids, one per subnet", "", "SubnetMappings·AllocationId", Change::Never, Answer::Honoured),
+    row(PRIVATE_IPV4_ADDRESSES, "list of addresses, one per subnet", "", "SubnetMappings·PrivateIPv4Address", Change::Never, Answer::Honoured),
+    row(IPV6_ADDRESSES, "list of addresses, one per subnet", "", "SubnetMappings·IPv6Address", Change::Never, Answer::Honoured),
+    row(SOURCE_NAT, "`on` or `off`", "`off`", "CreateLoadBalancer, SetSubnets·EnablePrefixForIpv6SourceNat", Change::InPlace, Answer::Honoured),
+    row(SOURCE_NAT_PREFIXES, "list of `auto_assigned` or /80 prefixes, one per subnet", "`auto_assigned`", "SubnetMappings·SourceNatIpv6Prefix", Change::InPlace, Answer::Honoured),
     row(ATTRIBUTES, "map", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(CROSS_ZONE, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(ACCESS_LOG, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(ACCESS_LOG_BUCKET, "name of a bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(ACCESS_LOG_PREFIX, "prefix in the bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
-    row(key!("aws-load-balancer-minimum-load-balancer-capacity"), "`CapacityUnits=<number>`", "`CapacityUnits=0`", "ModifyCapacityReservation", Change::InPlace, Answer::NotYet),
+    row(CAPACITY, "`CapacityUnits=<number>`", "`CapacityUnits=0`", "ModifyCapacityReservation", Change::InPlace, Answer::Honoured),
     row(SSL_CERT, "list of certificate ARNs; the first is the default", "no TLS", "CreateListener·Certificates, AddListenerCertificates", Change::Listener, Answer::Honoured),
     row(SSL_PORTS, "list of port names or numbers, or `*`", "all TCP ports", "CreateListener·Protocol", Change::Listener, Answer::Honoured),
     row(SSL_POLICY, "name of a security policy", "`ELBSecurityPolicy-TLS13-1-2-2021-06`", "CreateListener·SslPolicy", Change::Listener, Answer::Honoured),
@@ -194,12 +218,12 @@ pub const TABLE: &[Row] = &[
     row(TARGET_NODE_LABELS, "map of node labels, all of which a node must have", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::Honoured),
     row(MULTI_CLUSTER, "`false`", "`false`", "none", Change::Nothing, Answer::Refused),
     row(SOURCE_RANGES, "list of CIDR blocks", "`0.0.0.0/0`; with dualstack also `::/0`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
-    row(key!("aws-load-balancer-security-group-prefix-lists"), "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-security-groups"), "list of group ids or `Name` tags", "a group of the Service's own", "CreateLoadBalancer, SetSecurityGroups", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-manage-backend-security-group-rules"), "boolean", "`true`; with own groups `false`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-inbound-sg-rules-on-private-link-traffic"), "`on` or `off`", "`on`", "SetSecurityGroups", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-enable-icmp-for-path-mtu-discovery"), "`on` or `off`", "`off`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::NotYet),
-    row(key!("aws-load-balancer-disable-nlb-sg"), "`false`", "`false`", "none", Change::Never, Answer::NotYet),
+    row(PREFIX_LISTS, "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::Honoured),
+    row(SECURITY_GROUPS, "list of group ids or `Name` tags", "a group of the Service's own", "CreateLoadBalancer, SetSecurityGroups", Change::InPlace, Answer::Honoured),
+    row(MANAGE_BACKEND_RULES, "boolean", "`true`; with own groups `false`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
+    row(PRIVATE_LINK_RULES, "`on` or `off`", "`on`", "SetSecurityGroups", Change::InPlace, Answer::Honoured),
+    row(ICMP, "`on` or `off`", "`off`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
+    row(NO_SECURITY_GROUPS, "`false`", "`false`", "none", Change::Never, Answer::Refused),
     row(RESOURCE_TAGS, "map", "", "AddTags, RemoveTags, CreateTags, DeleteTags", Change::InPlace, Answer::Honoured),
     row(key!("aws-load-balancer-access-log-emit-interval"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),
     row(key!("aws-load-balancer-connection-draining-enabled"), "any", "", "none", Change::Nothing, Answer::Ignored("applies to Classic load balancers only")),

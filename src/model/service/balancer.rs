@@ -152,3 +152,18 @@ pub(super) fn parse_attributes(annotations: Annotations<'_>, problems: &mut Vec<
 
 const LOGS: &str = "access_logs.s3.enabled";
 const LOG_BUCKET: &str = "access_logs.s3.bucket";
+
+/// Capacity units to reserve (ELB API, `MinimumLoadBalancerCapacity`); 0 reserves nothing.
+pub(super) fn parse_capacity(annotations: Annotations<'_>) -> Result<i32, Problem> {
+    const UNITS: &str = "CapacityUnits";
+    let key = annotation::CAPACITY;
+    let text = annotations.text(key).unwrap_or_default();
+    let wrong = |what: String| Problem::new(key, text, what, format!("{UNITS}=<number>, where 0 reserves nothing"));
+    let mut map = annotations.map(key)?;
+    let units = map.remove(UNITS);
+    if let Some((other, _)) = map.pop_first() {
+        return Err(wrong(format!("has the key {other:?}")));
+    }
+    let Some(units) = units else { return Ok(0) };
+    units.parse().ok().filter(|units| *units >= 0).ok_or_else(|| wrong(format!("has {units:?}, which is no number")))
+}

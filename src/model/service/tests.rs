@@ -438,6 +438,216 @@ fn dualstack_admits_both_families_and_counts_their_rules_apart() {
     assert!(ranges(&of_both(61)).unwrap_err()[0].to_string().contains("needs 61 inbound rules"));
 }
 
+/// The one problem with a dualstack Service with these annotations, without its beginning.
+fn dualstack_sentence(annotations: &[(&str, &str)]) -> String {
+    let dualstack = [(annotation::IP_ADDRESS_TYPE, "dualstack")];
+    let text = sentence(one_port(), &[annotations, &dualstack].concat());
+    text.trim_start_matches("service.beta.kubernetes.io/aws-load-balancer-").to_owned()
+}
+
+#[test]
+fn addresses() {
+    let spec = parse(&service(
+        one_port(),
+        &[
+            (annotation::IP_ADDRESS_TYPE, "dualstack"),
+            (annotation::EIP_ALLOCATIONS, "eipalloc-0a, eipalloc-0b"),
+            (annotation::PRIVATE_IPV4_ADDRESSES, "10.0.0.9"),
+            (annotation::IPV6_ADDRESSES, "2001:db8::9"),
+            (annotation::SOURCE_NAT, "on"),
+            (annotation::SOURCE_NAT_PREFIXES, "auto_assigned, 2001:db8::1/80"),
+        ],
+    ));
+    let addresses = spec.unwrap().addresses;
+    assert_eq!(addresses.allocations, ["eipalloc-0a", "eipalloc-0b"]);
+    assert_eq!(addresses.private_ipv4, ["10.0.0.9".parse::<std::net::Ipv4Addr>().unwrap()]);
+    assert_eq!(addresses.ipv6, ["2001:db8::9".parse::<std::net::Ipv6Addr>().unwrap()]);
+    assert!(addresses.source_nat);
+    let chosen = SourceNatPrefix::Chosen("2001:db8::/80".parse().unwrap());
+    assert_eq!(addresses.source_nat_prefixes, [SourceNatPrefix::Auto, chosen]);
+}
+
+#[test]
+fn addresses_that_are_none() {
+    let prefixes = "auto_assigned or an IPv6 prefix such as 2001:db8::/80 for each subnet";
+    for (key, value, rest) in [
+        (
+            annotation::EIP_ALLOCATIONS,
+            "eipalloc-1,eip",
+            "has \"eip\", which is no allocation id; expected an allocation id for each subnet, each once",
+        ),
+        (
+            annotation::EIP_ALLOCATIONS,
+            "eipalloc-1,eipalloc-1",
+            "has \"eipalloc-1\" twice; expected an allocation id for each subnet, each once",
+        ),
+        (
+            annotation::EIP_ALLOCATIONS,
+            ",",
+            "has no allocation id; expected an allocation id for each subnet, each once",
+        ),
+        (
+            annotation::PRIVATE_IPV4_ADDRESSES,
+            "10.0.0.9,::1",
+            "has \"::1\", which is no IPv4 address; expected an IPv4 address for each subnet, each once",
+        ),
+        (
+            annotation::IPV6_ADDRESSES,
+            "10.0.0.9",
+            "has \"10.0.0.9\", which is no IPv6 address; expected an IPv6 address for each subnet, each once",
+        ),
+        (annotation::SOURCE_NAT, "true", "is neither on nor off; expected on or off"),
+    ] {
+        assert!(dualstack_sentence(&[(key, value)]).ends_with(&format!(": {value:?} {rest}")), "{key} {value}");
+    }
+    for value in ["2001:db8::/64", "10.0.0.0/80", "on"] {
+        let sentence = dualstack_sentence(&[(annotation::SOURCE_NAT, "on"), (annotation::SOURCE_NAT_PREFIXES, value)]);
+        let wrong = format!("has {value:?}, which is no IPv6 prefix of length 80; expected {prefixes}");
+        assert_eq!(sentence, format!("source-nat-ipv6-prefixes: {value:?} {wrong}"));
+    }
+}
+
+#[test]
+fn ipv6_addresses_and_source_nat_need_dualstack() {
+    for (key, value) in [(annotation::IPV6_ADDRESSES, "2001:db8::9"), (annotation::SOURCE_NAT, "on")] {
+        assert_eq!(
+            sentence(one_port(), &[(key, value)]),
+            format!(
+                "{key}: {value:?} needs a dualstack load balancer; expected no such annotation, or dualstack in \
+                 service.beta.kubernetes.io/aws-load-balancer-ip-address-type"
+            )
+        );
+    }
+    assert!(sentence(one_port(), &[(annotation::SOURCE_NAT_PREFIXES, "auto_assigned")]).contains(
+        "is given although source NAT by prefix is off; expected no such annotation, or on in \
+         service.beta.kubernetes.io/aws-load-balancer-enable-prefix-for-ipv6-source-nat"
+    ));
+}
+
+#[test]
+fn udp_for_both_families_needs_source_nat() {
+    let udp = json!({"ports": [{"port": 53, "nodePort": 30053, "protocol": "UDP"}]});
+    let dualstack = (annotation::IP_ADDRESS_TYPE, "dualstack");
+    assert_eq!(
+        sentence(udp.clone(), &[dualstack]),
+        "service.beta.kubernetes.io/aws-load-balancer-ip-address-type: \"dualstack\" cannot be had with UDP on port 53 \
+         while source NAT by prefix is off; expected ipv4, or on in \
+         service.beta.kubernetes.io/aws-load-balancer-enable-prefix-for-ipv6-source-nat"
+    );
+    assert!(parse(&service(udp.clone(), &[dualstack, (annotation::SOURCE_NAT, "on")])).is_ok());
+    assert!(parse(&service(udp, &[])).is_ok());
+}
+
+#[test]
+fn capacity() {
+    let units = |text| parse(&service(one_port(), &[(annotation::CAPACITY, text)])).unwrap().capacity;
+    assert_eq!((units(""), units("CapacityUnits=0"), units(" CapacityUnits = 3000 ")), (0, 0, 3000));
+    for (value, wrong) in [
+        ("Units=3000", "has the key \"Units\""),
+        ("CapacityUnits=many", "has \"many\", which is no number"),
+        ("CapacityUnits=-1", "has \"-1\", which is no number"),
+    ] {
+        let key = annotation::CAPACITY;
+        let expected = "CapacityUnits=<number>, where 0 reserves nothing";
+        assert_eq!(sentence(one_port(), &[(key, value)]), format!("{key}: {value:?} {wrong}; expected {expected}"));
+    }
+}
+
+#[test]
+fn access() {
+    let access = |annotations: &[_]| parse(&service(one_port(), annotations)).unwrap().access;
+    assert_eq!(access(&[]), AccessSpec::default());
+    assert!(access(&[]).carries_backend());
+    let own = access(&[(annotation::SECURITY_GROUPS, "sg-0a, web")]);
+    assert_eq!(own.groups, ["sg-0a", "web"]);
+    assert!(!own.carries_backend(), "whoever brings groups looks after the nodes");
+    let managed = (annotation::MANAGE_BACKEND_RULES, "true");
+    assert!(access(&[(annotation::SECURITY_GROUPS, "sg-0a"), managed]).carries_backend());
+    assert!(!access(&[(annotation::MANAGE_BACKEND_RULES, "false")]).carries_backend());
+    assert!(!access(&[(annotation::PRIVATE_LINK_RULES, "off")]).rules_on_private_link);
+    assert!(access(&[(annotation::ICMP, "on")]).icmp);
+    assert!(!access(&[(annotation::ICMP, "true")]).icmp, "anything but on is off");
+    assert_eq!(access(&[(annotation::NO_SECURITY_GROUPS, "false")]), AccessSpec::default());
+}
+
+#[test]
+fn prefix_lists_take_the_place_of_everyone() {
+    let lists = (annotation::PREFIX_LISTS, "pl-2, pl-1,pl-2");
+    let spec = parse(&service(one_port(), &[lists])).unwrap();
+    assert_eq!(spec.access.prefix_lists, ["pl-2", "pl-1"]);
+    assert!(spec.source_ranges.is_empty());
+    let both = parse(&service(one_port(), &[lists, (annotation::SOURCE_RANGES, "10.0.0.0/8")])).unwrap();
+    assert_eq!(both.source_ranges.len(), 1);
+}
+
+#[test]
+fn access_that_is_none() {
+    let groups = "up to 16 ids of security groups or values of their Name tags, each once";
+    let many = (0..17).map(|n| format!("sg-{n:x}")).collect::<Vec<_>>().join(",");
+    for (key, value, rest) in [
+        (
+            annotation::PREFIX_LISTS,
+            "pl-x",
+            "has \"pl-x\", which is no id of a prefix list; expected ids of prefix lists such as pl-0123abcd"
+                .to_owned(),
+        ),
+        (
+            annotation::PREFIX_LISTS,
+            ",",
+            "names no prefix list; expected ids of prefix lists such as pl-0123abcd".to_owned(),
+        ),
+        (
+            annotation::SECURITY_GROUPS,
+            "sg-web",
+            format!("has \"sg-web\", which is no id of a security group; expected {groups}"),
+        ),
+        (annotation::SECURITY_GROUPS, "web,web", format!("has \"web\" twice; expected {groups}")),
+        (annotation::SECURITY_GROUPS, &many, format!("has 17 security groups; expected {groups}")),
+        (annotation::MANAGE_BACKEND_RULES, "on", "is no truth value; expected true or false".to_owned()),
+        (annotation::PRIVATE_LINK_RULES, "true", "is neither on nor off; expected on or off".to_owned()),
+        (
+            annotation::NO_SECURITY_GROUPS,
+            "true",
+            "asks for a load balancer without security groups, which could never get any later; expected false"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(sentence(one_port(), &[(key, value)]), format!("{key}: {value:?} {rest}"));
+    }
+}
+
+#[test]
+fn what_the_owners_groups_make_useless_is_said() {
+    let own = (annotation::SECURITY_GROUPS, "sg-0a");
+    let mut spec = one_port();
+    spec["loadBalancerSourceRanges"] = json!(["10.0.0.0/8"]);
+    let warnings = parse(&service(spec, &[own, (annotation::PREFIX_LISTS, "pl-1"), (annotation::ICMP, "yes")]));
+    let rules = "is ignored; the rules of the groups in service.beta.kubernetes.io/aws-load-balancer-security-groups are \
+                 their owner's";
+    assert_eq!(
+        warnings.unwrap().warnings,
+        [
+            format!("{}: \"yes\" is taken as off; expected on or off", annotation::ICMP),
+            format!("{}: {rules}", annotation::PREFIX_LISTS),
+            format!("{}: {rules}", annotation::ICMP),
+            format!("spec.loadBalancerSourceRanges: {rules}"),
+        ]
+    );
+}
+
+#[test]
+fn icmp_counts_once_for_each_range() {
+    let ranges: Vec<_> = (0..30).map(|n| format!("10.{}.0.0/16", n * 2)).collect();
+    let mut spec = one_port();
+    spec["loadBalancerSourceRanges"] = json!(ranges);
+    assert!(parse(&service(spec.clone(), &[(annotation::ICMP, "on")])).is_ok(), "60 rules");
+    spec["ports"].as_array_mut().unwrap().push(json!({"port": 81, "nodePort": 30081}));
+    assert!(parse(&service(spec.clone(), &[])).is_ok());
+    assert!(sentence(spec.clone(), &[(annotation::ICMP, "on")]).contains("needs 90 inbound rules"));
+    let own = [(annotation::ICMP, "on"), (annotation::SECURITY_GROUPS, "sg-0a")];
+    assert!(parse(&service(spec, &own)).is_ok(), "groups of the owner's get no rules");
+}
+
 #[test]
 fn a_port_without_node_port() {
     let spec = json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "ports": [{"port": 80}]});
