@@ -650,8 +650,6 @@ def test_beside_kube_proxy_then_in_its_place_and_back(rig: Rig, agents: Agents) 
     served()
     assert weir_has(rig, ours.cluster_ip()) and not weir_has(rig, others.cluster_ip())
 
-    ours.label(PROXY_NAME, None)
-    served()
     with pytest.raises(StartError, match="10256"):
         agents.run("replace").wait_ready()
     rig.proxy.stop()
