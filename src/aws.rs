@@ -4,6 +4,7 @@ pub mod autoscaling;
 pub mod classify;
 pub mod ec2;
 pub mod elbv2;
+pub mod fence;
 pub mod throttle;
 
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 
+use self::fence::Fence;
 use self::throttle::Throttle;
+use crate::cluster::lease::Claim;
 use crate::metrics::{CountCalls, Metrics};
 
 /// Attempts of one call in all. Throttling and server errors are tried again by the SDK with exponential waits and
@@ -44,12 +47,15 @@ pub async fn configuration(region: Option<String>) -> SdkConfig {
 }
 
 impl Aws {
-    /// Clients of this configuration.
-    pub fn new(config: &SdkConfig, metrics: &Metrics) -> Self {
-        let counter = CountCalls::new(metrics);
-        let elb = aws_sdk_elasticloadbalancingv2::config::Builder::from(config).interceptor(counter.clone());
-        let ec2 = aws_sdk_ec2::config::Builder::from(config).interceptor(counter.clone());
-        let autoscaling = aws_sdk_autoscaling::config::Builder::from(config).interceptor(counter);
+    /// Clients of this configuration, whose writes leave only while the claim holds.
+    pub fn new(config: &SdkConfig, metrics: &Metrics, claim: &Claim) -> Self {
+        let (counter, fence) = (CountCalls::new(metrics), Fence::new(claim));
+        let elb = aws_sdk_elasticloadbalancingv2::config::Builder::from(config);
+        let elb = elb.interceptor(counter.clone()).interceptor(fence.clone());
+        let ec2 = aws_sdk_ec2::config::Builder::from(config);
+        let ec2 = ec2.interceptor(counter.clone()).interceptor(fence.clone());
+        let autoscaling = aws_sdk_autoscaling::config::Builder::from(config);
+        let autoscaling = autoscaling.interceptor(counter).interceptor(fence);
         Self {
             elb: aws_sdk_elasticloadbalancingv2::Client::from_conf(elb.build()),
             ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -69,8 +69,16 @@ class WeirFactory:
         self._scene, self._account, self._directory = scene, account, directory
         self.started: list[Weir] = []
 
-    def __call__(self, *flags: str, kubeconfig: Path | None = None, key: str | None = None) -> Weir:
-        """`kubeconfig` other than the admin's, and an access `key` other than the account's root, limit its rights."""
+    def __call__(
+        self,
+        *flags: str,
+        kubeconfig: Path | None = None,
+        key: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        awaited: bool = True,
+    ) -> Weir:
+        """`kubeconfig` other than the admin's, and an access `key` other than the account's root, limit its rights.
+        Not `awaited`, it is only started."""
         named = {flag.partition("=")[0] for flag in flags}
         defaults = [flag for flag in DEFAULT_FLAGS if flag.partition("=")[0] not in named]
         weir = Weir(
@@ -81,9 +89,11 @@ class WeirFactory:
             self._account.cluster,
             *defaults,
             *flags,
+            environment=environment,
         )
         self.started.append(weir)
-        weir.wait_ready()
+        if awaited:
+            weir.wait_ready()
         return weir
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ use aws_sdk_elasticloadbalancingv2::config::{
 use tokio::sync::watch;
 use weir::aws::Aws;
 use weir::aws::classify::{AwsError, Class};
+use weir::cluster::lease::{Claim, Until};
 use weir::controller::account::{Account, StepError};
 use weir::controller::apply::apply;
 use weir::controller::desired::{DesiredBalancer, DesiredTargetGroup, Policy};
@@ -323,14 +324,21 @@ impl Cloud {
 
 /// Notes the waits between two attempts down, and cuts them short.
 #[derive(Clone, Debug, Default)]
-struct Impatient(Arc<Mutex<Vec<Duration>>>);
+struct Impatient {
+    waits: Arc<Mutex<Vec<Duration>>>,
+    /// Leadership that is lost during the next wait.
+    loses: Arc<Mutex<Option<watch::Sender<Option<Until>>>>>,
+}
 
 impl AsyncSleep for Impatient {
     fn sleep(&self, duration: Duration) -> Sleep {
         if duration > LONGEST_WAIT {
             return Sleep::new(tokio::time::sleep(duration));
         }
-        self.0.lock().unwrap().push(duration);
+        self.waits.lock().unwrap().push(duration);
+        if let Some(leader) = self.loses.lock().unwrap().take() {
+            leader.send_replace(None);
+        }
         Sleep::new(tokio::time::sleep(Duration::from_millis(1)))
     }
 }
@@ -340,7 +348,7 @@ struct World {
     account: Account,
     fake: Fake,
     waits: Impatient,
-    leader: watch::Sender<bool>,
+    leader: watch::Sender<Option<Until>>,
     _server: MockServer,
 }
 
@@ -377,9 +385,10 @@ impl World {
             node_ports: (30000, 32767),
             health_port: 10256,
         };
-        let (leader, follows) = watch::channel(true);
-        let aws = Aws::new(&config.build(), &Metrics::default());
-        let (account, _) = Account::new(aws, policy, Some("vpc-1".into()), follows);
+        let (leader, follows) = watch::channel(Some(Until::End));
+        let claim = Claim::following(follows);
+        let aws = Aws::new(&config.build(), &Metrics::default(), &claim);
+        let (account, _) = Account::new(aws, policy, Some("vpc-1".into()), claim);
         let facts = Facts {
             vpc: "vpc-1".into(),
             subnets: BTreeMap::new(),
@@ -408,7 +417,7 @@ impl World {
     }
 
     fn waits(&self) -> Vec<Duration> {
-        self.waits.0.lock().unwrap().clone()
+        self.waits.waits.lock().unwrap().clone()
     }
 
     fn knows_target_group(&self) -> bool {
@@ -756,11 +765,21 @@ async fn a_security_group_of_ours_by_name_but_not_by_tag_is_not_taken_over() {
 #[tokio::test]
 async fn a_process_that_has_lost_the_lease_makes_no_call() {
     let world = World::new().await;
-    world.leader.send(false).unwrap();
+    world.leader.send_replace(None);
     for step in [create_group(), create_target_group()] {
         assert!(matches!(world.apply(&step).await, Err(StepError::NotLeader)));
     }
     assert_eq!(world.fake.cloud().calls, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_lease_lost_between_two_attempts_of_a_call_keeps_the_second_back() {
+    let world = World::new().await;
+    world.fake.fail("CreateTargetGroup", 3, &Fault::Error(503, "ServiceUnavailable"));
+    *world.waits.loses.lock().unwrap() = Some(world.leader.clone());
+    let error = world.refusal(&create_target_group()).await;
+    assert!(error.message.contains("no longer the leader"), "{error}");
+    assert_eq!(world.fake.calls("CreateTargetGroup"), 1);
 }
 
 #[tokio::test]

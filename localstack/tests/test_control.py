@@ -36,7 +36,7 @@ def sdk(endpoint: str, account: str, agent: str) -> Any:
 @pytest.fixture
 def rust(endpoint: str, account: str) -> Any:
     """elbv2 under the name of the controller's SDK."""
-    return sdk(endpoint, account, "aws-sdk-rust/1.3.10 ua/2.1 api/elasticloadbalancingv2/1.1.0 os/linux lang/rust/1.91")
+    return sdk(endpoint, account, "aws-sdk-rust/1.3.10 ua/2.1 api/elasticloadbalancingv2/1.1.0 os/linux lang/rust/1.91 app/one")
 
 
 # --- calls
@@ -66,7 +66,9 @@ def test_call_log_knows_clients_and_accounts(world: World, control: Control, end
     ).raise_for_status()
     rust.describe_load_balancers()
     sdk(endpoint, "888888888888", "aws-sdk-rust/1").describe_load_balancers()
-    assert [row["operation"] for row in control.calls(client="rust")] == ["DescribeLoadBalancers"]
+    rows = control.calls(client="rust")
+    assert [(row["operation"], row["app"]) for row in rows] == [("DescribeLoadBalancers", "one")]
+    assert control.calls(client="other")[0]["app"] is None
     assert [row["operation"] for row in control.calls(client="other")] == ["DescribeLoadBalancers"]
     assert control.calls(client="boto")[0]["operation"] == "CreateVpc"
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::desired::Policy;
@@ -20,6 +20,7 @@ use super::plan::{AttributesOf, Step};
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
 use crate::aws::ec2::Instance;
+use crate::cluster::lease::Claim;
 use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, ServiceKey, TargetGroupArn, VpcId};
 use crate::model::node::{Labels, Worker};
 use crate::model::ownership::{self, Owner, Tags};
@@ -56,7 +57,7 @@ pub struct Account {
     /// How many reconciles are about to make target groups.
     coming: AtomicUsize,
     /// Whether this process may write.
-    leader: watch::Receiver<bool>,
+    claim: Claim,
 }
 
 /// As long as it lives, target groups are about to be made.
@@ -159,12 +160,7 @@ pub enum StepError {
 
 impl Account {
     /// An account nobody has looked at yet, and where the owners to wake come out.
-    pub fn new(
-        aws: Aws,
-        policy: Policy,
-        vpc: Option<VpcId>,
-        leader: watch::Receiver<bool>,
-    ) -> (Self, mpsc::UnboundedReceiver<Owner>) {
+    pub fn new(aws: Aws, policy: Policy, vpc: Option<VpcId>, claim: Claim) -> (Self, mpsc::UnboundedReceiver<Owner>) {
         let (wake, woken) = mpsc::unbounded_channel();
         let account = Self {
             aws,
@@ -177,7 +173,7 @@ impl Account {
             recheck: Notify::new(),
             wake,
             coming: AtomicUsize::new(0),
-            leader,
+            claim,
         };
         (account, woken)
     }
@@ -187,12 +183,13 @@ impl Account {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fails unless this process is the leader. Asked before each write.
+    /// Fails unless this process is the leader. Asked before each write; each attempt of a call to AWS asks once more,
+    /// when it is about to leave ([`crate::aws::fence`]).
     ///
     /// # Errors
     /// [`StepError::NotLeader`].
     pub fn fence(&self) -> Result<(), StepError> {
-        if *self.leader.borrow() { Ok(()) } else { Err(StepError::NotLeader) }
+        if self.claim.holds() { Ok(()) } else { Err(StepError::NotLeader) }
     }
 
     /// Announces target groups, so that attaching waits for them and takes them together.

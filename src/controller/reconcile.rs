@@ -73,10 +73,16 @@ pub struct Failure {
     alone: Vec<Step>,
 }
 
-/// A reconcile that was cut short by the API server. Tried again.
+/// A reconcile that was cut short. Tried again.
 #[derive(Debug, thiserror::Error)]
-#[error("the API server refused a write to the Service")]
-pub struct Interrupted(#[from] kube::Error);
+pub enum Interrupted {
+    /// By the API server.
+    #[error("the API server refused a write to the Service")]
+    Refused(#[from] kube::Error),
+    /// By the loss of leadership.
+    #[error(transparent)]
+    NotLeader(StepError),
+}
 
 /// How a reconcile ended.
 enum Ending {
@@ -101,6 +107,12 @@ impl From<StepError> for Ending {
 }
 
 impl Context {
+    /// The client for a write to a Service.
+    fn writer(&self) -> Result<&kube::Client, Interrupted> {
+        self.account.fence().map_err(Interrupted::NotLeader)?;
+        Ok(&self.client)
+    }
+
     fn is_ours(&self, service: &Service) -> bool {
         is_claimed(service, &self.class, self.claim_classless) && service.metadata.deletion_timestamp.is_none()
     }
@@ -169,9 +181,10 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
 
 /// What to do when a reconcile was interrupted: a conflict passes by itself.
 pub fn interrupted(_: Arc<Service>, error: &Interrupted, _: Arc<Context>) -> Action {
-    match &error.0 {
-        kube::Error::Api(status) if status.code == 409 => Action::requeue(AGAIN),
-        refused => {
+    match error {
+        Interrupted::Refused(kube::Error::Api(status)) if status.code == 409 => Action::requeue(AGAIN),
+        Interrupted::NotLeader(_) => Action::requeue(AGAIN),
+        Interrupted::Refused(refused) => {
             tracing::warn!(error = %chain(refused), "the API server refused a write to a Service");
             Action::requeue(REFUSED_WRITE)
         }
@@ -221,7 +234,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             }
         };
         // Only now that the Service is known to be good: a refused one leaves no trace.
-        if round == 0 && !set_finalizer(&context.client, service, true).await? {
+        if round == 0 && !set_finalizer(context.writer()?, service, true).await? {
             return Ok(Ending::Settled);
         }
         if let Err(error) = ensure_shared(context).await {
@@ -494,7 +507,7 @@ async fn publish_hostname(
     if balancer.state != BalancerState::Active || !has_listener {
         return Ok(false);
     }
-    if set_hostname(&context.client, service, Some(&balancer.dns_name)).await? {
+    if set_hostname(context.writer()?, service, Some(&balancer.dns_name)).await? {
         let note =
             format!("load balancer {} is reachable at {}", balancer.name, balancer.dns_name.to_ascii_lowercase());
         context.reporter.tell(service, Kind::Normal, report::READY, &note).await;
@@ -540,7 +553,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
     let uid = service.uid().unwrap_or_default();
     if service.metadata.deletion_timestamp.is_some() {
         // Of the last importance: what costs money goes all the same.
-        if let Err(error) = set_hostname(&context.client, service, None).await {
+        if let Err(error) = set_hostname(context.writer()?, service, None).await {
             tracing::warn!(error = %chain(&error), "cannot clear the hostname");
         }
     }
@@ -558,7 +571,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
             .reporter
             .tell(service, Kind::Normal, report::DELETED, "the load balancer and all that belongs to it is gone")
             .await;
-        set_finalizer(&context.client, service, false).await?;
+        set_finalizer(context.writer()?, service, false).await?;
     }
     context.reporter.forget(&uid, |_| true);
     context.contests.lock().unwrap_or_else(PoisonError::into_inner).forget(&uid);

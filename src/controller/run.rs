@@ -26,7 +26,7 @@ use super::{detail, drift, targets};
 use crate::admin::{self, Health};
 use crate::aws::{self, Aws};
 use crate::cluster::event::Events;
-use crate::cluster::lease;
+use crate::cluster::lease::{Candidate, Claim};
 use crate::metrics::Metrics;
 use crate::model::node::Worker;
 use crate::model::ownership::Owner;
@@ -39,6 +39,8 @@ use crate::telemetry::chain;
 const RECHECK: Duration = Duration::from_secs(3);
 /// Load balancers that AWS is setting up are looked at this often; it takes one to three minutes.
 const PROVISIONING: Duration = Duration::from_secs(5);
+/// Why the process ends when another one may lead.
+const LOST: &str = "lost the Lease: another replica may lead now; ending, so that nothing is written twice";
 /// The first look comes sooner.
 const FIRST_LOOK: Duration = Duration::from_millis(500);
 
@@ -60,30 +62,27 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let client =
         kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
-    let (leading, leader) = watch::channel(!settings.leader_elect);
-
-    // The Lease goes last: work under way may still write.
-    let let_go = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let (nodes, node_changes) = watch_nodes(&mut tasks, &client);
     let (services, service_writer) = store();
-    if settings.leader_elect {
-        // Standing by is being ready.
-        health.set_ready(true);
-        let identity = format!("{instance}_{}", std::process::id());
-        let (client, namespace) = (client.clone(), settings.namespace.clone());
-        tasks.spawn(lease::hold(client, namespace, identity, leading, let_go.clone()));
-    }
-    let mut awaited = leader.clone();
+    let mut lease = if settings.leader_elect {
+        Candidate::stand(client.clone(), settings.namespace.clone(), &instance, health.clone())
+    } else {
+        Candidate::alone()
+    };
+    let claim = lease.claim();
     tokio::select! {
-        () = stop.cancelled() => return finish(tasks, &let_go).await,
+        () = stop.cancelled() => return finish(tasks, lease).await,
         ended = tasks.join_next() => bail!("ended before it began: {ended:?}"),
-        won = awaited.wait_for(|leads| *leads) => drop(won.context("leadership cannot be won")?),
+        () = lease.lost() => bail!(LOST),
+        () = claim.won() => {}
     }
+    // Whoever leads and cannot work is seen.
+    health.set_ready(false);
 
     nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
     let cluster_uid = cluster_uid(&client).await?;
-    let (account, woken) = open_account(&settings, cluster_uid, &nodes, leader, &metrics).await?;
+    let (account, woken) = open_account(&settings, cluster_uid, &nodes, claim, &metrics).await?;
     let events = Events::new(client.clone(), instance);
     let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone()));
     let context = Arc::new(Context {
@@ -100,9 +99,12 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     });
 
     let mut rotation = drift::Rotation::default();
-    read_first(&account, &mut rotation, &stop).await;
+    tokio::select! {
+        () = read_first(&account, &mut rotation, &stop) => {}
+        () = lease.lost() => bail!(LOST),
+    }
     if stop.is_cancelled() {
-        return finish(tasks, &let_go).await;
+        return finish(tasks, lease).await;
     }
     let (asgs, balancers) = {
         let state = account.state();
@@ -145,8 +147,9 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
             stop.cancel();
             bail!("a task of the controller ended: {ended:?}");
         }
+        () = lease.lost() => bail!(LOST),
     }
-    finish(tasks, &let_go).await
+    finish(tasks, lease).await
 }
 
 /// Keeps a store of the Nodes, and says when it changes.
@@ -199,7 +202,7 @@ async fn open_account(
     settings: &settings::Controller,
     cluster_uid: String,
     nodes: &Store<Node>,
-    leader: watch::Receiver<bool>,
+    claim: Claim,
     metrics: &Metrics,
 ) -> anyhow::Result<(Arc<Account>, UnboundedReceiver<Owner>)> {
     let region = settings.region.clone().or_else(|| region_of(nodes));
@@ -215,17 +218,15 @@ async fn open_account(
         health_port: settings.health_port,
     };
     let vpc = settings.vpc_id.as_deref().map(Into::into);
-    let (account, woken) = Account::new(Aws::new(&config, metrics), policy, vpc, leader);
+    let (account, woken) = Account::new(Aws::new(&config, metrics, &claim), policy, vpc, claim);
     account.state().workers = read_workers(nodes);
     Ok((Arc::new(account), woken))
 }
 
-/// Lets the Lease go and ends the rest.
-async fn finish(mut tasks: JoinSet<()>, let_go: &CancellationToken) -> anyhow::Result<()> {
-    let_go.cancel();
-    // The Lease's task ends by itself; the others only with the process.
-    let _ = tokio::time::timeout(Duration::from_secs(2), tasks.join_next()).await;
+/// Ends what is under way, then lets the Lease go: the next leader must not meet a write of ours.
+async fn finish(mut tasks: JoinSet<()>, lease: Candidate) -> anyhow::Result<()> {
     tasks.shutdown().await;
+    lease.resign().await;
     tracing::info!("ended");
     Ok(())
 }

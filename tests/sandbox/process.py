@@ -94,8 +94,11 @@ class Process:
             raise StartError(self._report(f"was not ready after {timeout:g} s")) from None
 
     def wait(self, timeout: float) -> int:
-        """The exit code of a child that ends by itself."""
-        return self._child.wait(timeout)
+        """The exit code, once it has ended by itself."""
+        try:
+            return self._child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(self._report(f"did not end within {timeout:g} s")) from None
 
     def terminate(self, timeout: float = 10.0) -> int:
         """SIGTERM, then SIGKILL to its process group after `timeout`. Returns the exit code."""

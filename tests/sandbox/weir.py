@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,20 @@ class Weir:
     """`weir controller`, started and ready. `flags` replace the defaults they name.
 
     The environment is built from nothing: no credential, profile or region of the developer can reach the process,
-    and so none of its calls can reach a real AWS account.
+    and so none of its calls can reach a real AWS account. `environment` adds to it or replaces parts; an empty value
+    takes one away.
     """
 
-    def __init__(self, directory: Path, kubeconfig: Path, endpoint: str, account: str, name: str, *flags: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        kubeconfig: Path,
+        endpoint: str,
+        account: str,
+        name: str,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.address = f"{LOOPBACK}:{free_port()}"
         defaults = {
@@ -48,17 +60,20 @@ class Weir:
             "weir",
             [binary(), "controller", *_flags(defaults, flags)],
             directory / f"weir-{self.address.rpartition(':')[2]}.log",
-            {
-                "PATH": os.environ["PATH"],
-                "HOME": str(directory),
-                "RUST_BACKTRACE": "1",
-                "KUBECONFIG": str(kubeconfig),
-                "AWS_ENDPOINT_URL": endpoint,
-                "AWS_REGION": REGION,
-                "AWS_ACCESS_KEY_ID": account,  # the emulator takes a key of 12 digits as the account's id
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_EC2_METADATA_DISABLED": "true",
-            },
+            _without_empty(
+                {
+                    "PATH": os.environ["PATH"],
+                    "HOME": str(directory),
+                    "RUST_BACKTRACE": "1",
+                    "KUBECONFIG": str(kubeconfig),
+                    "AWS_ENDPOINT_URL": endpoint,
+                    "AWS_REGION": REGION,
+                    "AWS_ACCESS_KEY_ID": account,  # the emulator takes a key of 12 digits as the account's id
+                    "AWS_SECRET_ACCESS_KEY": "test",
+                    "AWS_EC2_METADATA_DISABLED": "true",
+                    **(environment or {}),
+                }
+            ),
         )
 
     def wait_ready(self) -> None:
@@ -85,6 +100,14 @@ class Weir:
         response.raise_for_status()
         return response.text
 
+    def signal(self, number: signal.Signals) -> None:
+        """To the process alone: SIGSTOP and SIGCONT, say."""
+        os.kill(self.pid, number)
+
+    def wait_end(self, timeout: float = STOP_SECONDS) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self._process.wait(timeout)
+
     def stop(self) -> int:
         """SIGTERM; the exit code, which is 0 only for an orderly end."""
         return self._process.terminate(STOP_SECONDS)
@@ -103,6 +126,10 @@ class Weir:
     def assert_no_panic(self) -> None:
         panics = [line["text"] for line in self.log() if "panicked at" in line.get("text", "")]
         assert not panics, f"weir panicked: {panics}"
+
+
+def _without_empty(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if value}
 
 
 def _flags(defaults: dict[str, str], flags: tuple[str, ...]) -> list[str]:

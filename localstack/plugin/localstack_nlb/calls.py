@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,8 @@ class Call:
     operation: str
     request: dict[str, Any]
     client: str
+    app: str | None
+    """The application id (AWS_SDK_UA_APP_ID) in its user agent."""
     status: int | None = None
     """None while the call is under way, or delayed by a fault."""
     code: str | None = None
@@ -42,6 +45,13 @@ def client_of(headers: Any) -> str:
     return "boto" if "boto" in agent else "other"
 
 
+def app_of(headers: Any) -> str | None:
+    """Which of several processes calls, if they have been given names."""
+    agent = f"{headers.get('User-Agent', '')} {headers.get('X-Amz-User-Agent', '')}"
+    found = re.search(r"(?:^| )app/(\S+)", agent)
+    return found[1] if found else None
+
+
 def plain(value: Any) -> Any:
     """Request parameters as JSON can hold them."""
     return json.loads(json.dumps(value, default=str))
@@ -59,6 +69,7 @@ def open_call(context: Any) -> Call:
             operation=context.operation.name,
             request=request,
             client=client_of(context.request.headers),
+            app=app_of(context.request.headers),
             started=started,
         )
         CALLS.append(call)
