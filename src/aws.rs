@@ -31,6 +31,7 @@ pub struct Aws {
     ec2: aws_sdk_ec2::Client,
     autoscaling: aws_sdk_autoscaling::Client,
     throttle: Arc<Throttle>,
+    metrics: Metrics,
     region: String,
 }
 
@@ -49,20 +50,26 @@ pub async fn configuration(region: Option<String>) -> SdkConfig {
 impl Aws {
     /// Clients of this configuration, whose writes leave only while the claim holds.
     pub fn new(config: &SdkConfig, metrics: &Metrics, claim: &Claim) -> Self {
-        let (counter, fence) = (CountCalls::new(metrics), Fence::new(claim));
+        let (count, fence) = (|service| CountCalls::new(metrics, service), Fence::new(claim));
         let elb = aws_sdk_elasticloadbalancingv2::config::Builder::from(config);
-        let elb = elb.interceptor(counter.clone()).interceptor(fence.clone());
+        let elb = elb.interceptor(count("elasticloadbalancing")).interceptor(fence.clone());
         let ec2 = aws_sdk_ec2::config::Builder::from(config);
-        let ec2 = ec2.interceptor(counter.clone()).interceptor(fence.clone());
+        let ec2 = ec2.interceptor(count("ec2")).interceptor(fence.clone());
         let autoscaling = aws_sdk_autoscaling::config::Builder::from(config);
-        let autoscaling = autoscaling.interceptor(counter).interceptor(fence);
+        let autoscaling = autoscaling.interceptor(count("autoscaling")).interceptor(fence);
         Self {
             elb: aws_sdk_elasticloadbalancingv2::Client::from_conf(elb.build()),
             ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
             autoscaling: aws_sdk_autoscaling::Client::from_conf(autoscaling.build()),
             throttle: Arc::new(Throttle::default()),
+            metrics: metrics.clone(),
             region: config.region().map(ToString::to_string).unwrap_or_default(),
         }
+    }
+
+    /// Where calls are counted.
+    pub const fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The Region of every call.
@@ -71,13 +78,19 @@ impl Aws {
     }
 }
 
-/// Sends a request after its bucket lets it go, and says what failed in our words.
+/// Sends a request after its bucket lets it go, measures both, and says what failed in our words.
 ///
 /// `call!(self.read, "elasticloadbalancing:DescribeTags", "resource", self.elb.describe_tags()…)`
 macro_rules! call {
     ($self:ident . $bucket:ident, $action:literal, $resource:expr, $request:expr) => {{
-        $self.throttle.$bucket($action).await;
-        $request.send().await.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error))
+        let asked = tokio::time::Instant::now();
+        let bucket = $self.throttle.$bucket($action).await;
+        $self.metrics.throttled(bucket, asked.elapsed());
+        let sent = tokio::time::Instant::now();
+        let answer =
+            $request.send().await.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error));
+        $self.metrics.called($action, sent.elapsed(), answer.as_ref().err().map(|error| error.class));
+        answer
     }};
 }
 pub(crate) use call;

@@ -2,4 +2,5 @@
 
 pub mod event;
 pub mod lease;
+pub mod reason;
 pub mod service;

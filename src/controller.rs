@@ -13,4 +13,5 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod run;
+pub mod standing;
 pub mod targets;

@@ -36,5 +36,7 @@ pub mod model;
 pub mod netfilter;
 pub mod node;
 pub mod process;
+#[cfg(test)]
+mod reference;
 pub mod settings;
 pub mod telemetry;

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
 
 fn serve(log: &Log, role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     telemetry::start(log)?;
-    block_on(role)
+    // In the form of the log, for whoever reads it by machine; it is the last line.
+    block_on(role).inspect_err(|error| tracing::error!(error = format!("{error:#}"), "ended"))
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

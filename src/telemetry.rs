@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::settings::{Log, LogFormat};
 
-/// Starts logging to standard error. The SDKs speak at debug level and are quiet unless asked for by name.
+/// Starts logging to standard error. What is said about one Service carries it in `span`, with the reason for the work. The SDKs speak at debug level and are quiet unless asked for by name.
 ///
 /// # Errors
 /// If the filter is not one.
@@ -18,7 +18,7 @@ pub fn start(settings: &Log) -> anyhow::Result<()> {
     })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match settings.log_format {
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).with_span_list(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(true).with_span_list(false).init(),
         LogFormat::Text => log.init(),
     }
     Ok(())

@@ -9,6 +9,8 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
+use crate::cluster::reason::Reason;
+
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -47,17 +49,17 @@ impl Class {
         (Duration::from_secs(seconds.0), Duration::from_secs(seconds.1))
     }
 
-    /// PascalCase reason of the Event.
-    pub const fn reason(self) -> &'static str {
+    /// Reason of the Event.
+    pub const fn reason(self) -> Reason {
         match self {
-            Self::Missing => "AwsResourceMissing",
-            Self::Exists => "AwsResourceExists",
-            Self::Throttled => "AwsThrottled",
-            Self::Denied => "AwsAccessDenied",
-            Self::Quota => "AwsQuotaExceeded",
-            Self::Conflict => "AwsConflict",
-            Self::Invalid => "AwsRequestRefused",
-            Self::Transient => "AwsUnavailable",
+            Self::Missing => Reason::AwsResourceMissing,
+            Self::Exists => Reason::AwsResourceExists,
+            Self::Throttled => Reason::AwsThrottled,
+            Self::Denied => Reason::AwsAccessDenied,
+            Self::Quota => Reason::AwsQuotaExceeded,
+            Self::Conflict => Reason::AwsConflict,
+            Self::Invalid => Reason::AwsRequestRefused,
+            Self::Transient => Reason::AwsUnavailable,
         }
     }
 

@@ -51,23 +51,34 @@ impl Default for Throttle {
 }
 
 impl Throttle {
-    /// Waits for a describe.
-    pub async fn read(&self, _action: &'static str) {
+    /// Waits for a describe. Returns the bucket's name, as the others do.
+    pub async fn read(&self, _action: &'static str) -> &'static str {
         self.reads.until_ready().await;
+        "reads"
     }
 
     /// Waits for a create, modify or delete. `action` is the IAM action: its service has a bucket of its own.
-    pub async fn write(&self, action: &'static str) {
+    pub async fn write(&self, action: &'static str) -> &'static str {
         match action.split_once(':') {
-            Some(("ec2", _)) => self.network.until_key_ready(&action).await,
-            Some(("autoscaling", _)) => self.scaling.until_ready().await,
-            _ => self.balancers.until_ready().await,
+            Some(("ec2", _)) => {
+                self.network.until_key_ready(&action).await;
+                "network_writes"
+            }
+            Some(("autoscaling", _)) => {
+                self.scaling.until_ready().await;
+                "scaling_writes"
+            }
+            _ => {
+                self.balancers.until_ready().await;
+                "balancer_writes"
+            }
         }
     }
 
     /// Waits for a registration or deregistration of targets.
-    pub async fn targets(&self, _action: &'static str) {
+    pub async fn targets(&self, _action: &'static str) -> &'static str {
         self.targets.until_ready().await;
+        "targets"
     }
 }
 

@@ -10,6 +10,8 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::reason::Reason;
+
 /// Name of this controller in Events.
 const CONTROLLER: &str = "weir.dev/controller";
 /// Longest note (Kubernetes API, `events.k8s.io/v1`).
@@ -41,12 +43,13 @@ impl Events {
     ///
     /// # Errors
     /// As of the API server.
-    pub async fn publish(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) -> kube::Result<()> {
+    pub async fn publish(&self, about: &ObjectReference, kind: Kind, reason: Reason, note: &str) -> kube::Result<()> {
         // Events about objects without a namespace live in `default`.
         let namespace = about.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         let now = MicroTime(Timestamp::now());
         let note = shorten(note);
+        let reason = reason.name();
         let name = event_name(about, reason, note);
         let event = Event {
             metadata: ObjectMeta {

@@ -90,7 +90,7 @@ impl Claim {
     /// Waits until it holds. Never returns if nobody can make it hold any more.
     pub async fn won(&self) {
         if self.0.clone().wait_for(Option::is_some).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

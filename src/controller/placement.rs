@@ -25,6 +25,7 @@ use std::fmt;
 use jiff::Timestamp;
 
 use super::observed::{Asg, Intent, Observed, SourceState, TargetGroup};
+use crate::cluster::reason::Reason;
 use crate::model::annotation;
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::name;
@@ -114,14 +115,14 @@ pub enum Note {
 }
 
 impl Note {
-    /// PascalCase reason of the Event.
-    pub const fn reason(&self) -> &'static str {
+    /// Reason of the Event.
+    pub const fn reason(&self) -> Reason {
         match self {
-            Self::NoSlot(_) => "AutoScalingGroupFull",
-            Self::ElbHealthCheck(_) => "AutoScalingGroupUsesElbHealth",
-            Self::Refuses(..) => "AutoScalingGroupRefuses",
-            Self::Stripped(_) => "AttachmentRemovedByOthers",
-            Self::NoNode | Self::NoNodeWith(_) => "NoTargetNode",
+            Self::NoSlot(_) => Reason::AutoScalingGroupFull,
+            Self::ElbHealthCheck(_) => Reason::AutoScalingGroupUsesElbHealth,
+            Self::Refuses(..) => Reason::AutoScalingGroupRefuses,
+            Self::Stripped(_) => Reason::AttachmentRemovedByOthers,
+            Self::NoNode | Self::NoNodeWith(_) => Reason::NoTargetNode,
         }
     }
 }

@@ -10,6 +10,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 use kube::runtime::reflector::Store;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::account::{Account, StepError};
 use super::apply::apply;
@@ -18,6 +19,7 @@ use super::desired::{Desired, Refusal, desired, node_rules};
 use super::observed::BalancerState;
 use super::plan::{COLLIDES, NOT_SET_UP, Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
+use super::standing::{Standings, State};
 use super::{detail, drift};
 use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
@@ -56,6 +58,8 @@ pub struct Context {
     pub longest_wait: Duration,
     /// Metrics.
     pub metrics: Metrics,
+    /// How Services stand.
+    pub standings: Standings,
     /// Failures by UID.
     pub failures: Mutex<BTreeMap<String, Failure>>,
     /// Writes that somebody undoes.
@@ -145,7 +149,19 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         return Ok(Action::requeue(rest));
     }
     let waiting = Failures { steps: alone.unwrap_or_default(), errors: vec![] };
-    let ending = if is_ours { serve(&service, &context, waiting).await } else { release(&service, &context).await };
+    let began = Instant::now();
+    let _running = Running::new(&context.metrics);
+    let is_settled = context.standings.is_settled(&uid, fingerprint);
+    let because = match (is_ours, service.metadata.deletion_timestamp.is_some()) {
+        (true, _) if is_settled => "it has not changed since it was settled, but AWS or the network has",
+        (true, _) => "the Service asks for it",
+        (false, true) => "the Service is being deleted",
+        (false, false) => "the Service is no longer of this controller's class",
+    };
+    let span = tracing::info_span!("reconcile", service = %owner_of(&service).service, because);
+    let work =
+        async { if is_ours { serve(&service, &context, waiting).await } else { release(&service, &context).await } };
+    let ending = work.instrument(span).await;
     context.account.state().forget_promises(&owner_of(&service).service);
     let ending = ending?;
     let result = match &ending {
@@ -155,6 +171,8 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         Ending::Failed(_) => "failed",
     };
     context.metrics.reconciles.get_or_create(&Reconciled { result }).inc();
+    context.metrics.reconcile_duration.observe(began.elapsed().as_secs_f64());
+    note_standing(&context, &service, is_ours, &ending, fingerprint);
     Ok(match ending {
         Ending::Failed(failure) => failed(&service, &context, fingerprint, failure).await,
         Ending::Refused(delay) => delay.map_or_else(Action::await_change, Action::requeue),
@@ -172,11 +190,40 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
                     report::CONTESTED,
                     report::INTERRUPTION,
                 ];
-                reason.starts_with("Aws") || passing.contains(&reason)
+                reason.name().starts_with("Aws") || passing.contains(&reason)
             });
             Action::await_change()
         }
     })
+}
+
+/// As long as it lives, a reconcile is under way.
+struct Running<'a>(&'a Metrics);
+
+impl<'a> Running<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.reconciles_running.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.reconciles_running.dec();
+    }
+}
+
+fn note_standing(context: &Context, service: &Service, is_ours: bool, ending: &Ending, fingerprint: u64) {
+    let uid = service.uid().unwrap_or_default();
+    let state = match ending {
+        Ending::Settled if !is_ours => return context.standings.retain(|known| known != uid, &context.metrics),
+        _ if !is_ours => State::Deleting,
+        Ending::Settled => State::Ready,
+        Ending::Waiting => State::Waiting,
+        Ending::Refused(_) => State::Refused,
+        Ending::Failed(_) => State::Failed,
+    };
+    context.standings.note(&uid, &owner_of(service).service, state, fingerprint, &context.metrics);
 }
 
 /// What to do when a reconcile was interrupted: a conflict passes by itself.
@@ -252,6 +299,9 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
             Err(error) => return Ok(error.into()),
         };
         note_taken(service, context, &plan, &failures);
+        if done && context.standings.is_settled(&spec.owner.uid, fingerprint(service)) {
+            context.metrics.drift_repairs.inc_by(plan.steps.len() as u64);
+        }
         if !done {
             tell_node_groups(service, context).await;
             if let Some(error) = give_up_setting_up(context, &plan) {

@@ -8,69 +8,72 @@ use kube::Resource;
 use kube::runtime::reflector::{ObjectRef, Store};
 
 use crate::cluster::event::{Events, Kind};
+use crate::cluster::reason::Reason;
+use crate::metrics::{Metrics, OfReason};
 use crate::model::ownership::Owner;
 use crate::model::service::owner_of;
 use crate::telemetry::chain;
 
 /// The load balancer can be used.
-pub const READY: &str = "LoadBalancerReady";
+pub const READY: Reason = Reason::LoadBalancerReady;
 /// Something is being waited for.
-pub const WAITING: &str = "Waiting";
+pub const WAITING: Reason = Reason::Waiting;
 /// The load balancer and all that belongs to it is gone.
-pub const DELETED: &str = "LoadBalancerDeleted";
+pub const DELETED: Reason = Reason::LoadBalancerDeleted;
 /// Its owner must change the Service.
-pub const INVALID: &str = "InvalidConfiguration";
+pub const INVALID: Reason = Reason::InvalidConfiguration;
 /// Some of what the Service says has no effect.
-pub const IGNORED: &str = "ConfigurationIgnored";
+pub const IGNORED: Reason = Reason::ConfigurationIgnored;
 /// No subnet can be used, or the VPC is not known.
-pub const NETWORK: &str = "NetworkNotUsable";
+pub const NETWORK: Reason = Reason::NetworkNotUsable;
 /// A listener that the Service does not ask for is taken away.
-pub const LISTENER_REMOVED: &str = "ListenerRemoved";
+pub const LISTENER_REMOVED: Reason = Reason::ListenerRemoved;
 /// Nodes carry several security groups that could take the rules.
-pub const NODE_GROUPS: &str = "NodeSecurityGroupAmbiguous";
+pub const NODE_GROUPS: Reason = Reason::NodeSecurityGroupAmbiguous;
 /// A zone of the load balancer goes for a moment, since its subnet changes.
-pub const SUBNET_SWAP: &str = "SubnetsChanging";
+pub const SUBNET_SWAP: Reason = Reason::SubnetsChanging;
 /// Somebody else undoes what weir writes.
-pub const CONTESTED: &str = "Contested";
+pub const CONTESTED: Reason = Reason::Contested;
 /// A change cannot be made without an interruption.
-pub const INTERRUPTION: &str = "Interruption";
+pub const INTERRUPTION: Reason = Reason::Interruption;
 /// AWS could not set the load balancer up.
-pub const FAILED: &str = "LoadBalancerFailed";
+pub const FAILED: Reason = Reason::LoadBalancerFailed;
 
 /// Publishes what is new.
 pub struct Reporter {
     events: Events,
     services: Store<Service>,
     nodes: Store<Node>,
-    said: Mutex<BTreeMap<(String, String), BTreeSet<String>>>,
+    metrics: Metrics,
+    said: Mutex<BTreeMap<(String, Reason), BTreeSet<String>>>,
 }
 
 impl Reporter {
     /// Nothing has been said yet.
-    pub fn new(events: Events, services: Store<Service>, nodes: Store<Node>) -> Self {
-        Self { events, services, nodes, said: Mutex::default() }
+    pub fn new(events: Events, services: Store<Service>, nodes: Store<Node>, metrics: Metrics) -> Self {
+        Self { events, services, nodes, metrics, said: Mutex::default() }
     }
 
     /// Says something about a Service, unless it was the last thing said for this reason. Returns whether it was new.
-    pub async fn tell(&self, service: &Service, kind: Kind, reason: &str, note: &str) -> bool {
+    pub async fn tell(&self, service: &Service, kind: Kind, reason: Reason, note: &str) -> bool {
         self.tell_all(service, kind, reason, &BTreeSet::from([note.to_owned()])).await
     }
 
     /// Whether this was the last thing said about a Service for this reason.
-    pub fn has_told(&self, service: &Service, reason: &str, note: &str) -> bool {
+    pub fn has_told(&self, service: &Service, reason: Reason, note: &str) -> bool {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.get(&(owner_of(service).uid, reason.to_owned())).is_some_and(|notes| notes.contains(note))
+        said.get(&(owner_of(service).uid, reason)).is_some_and(|notes| notes.contains(note))
     }
 
     /// Says all that is to be said about a Service for one reason, but for what was said the last time. Returns whether
     /// something was new.
-    pub async fn tell_all(&self, service: &Service, kind: Kind, reason: &str, notes: &BTreeSet<String>) -> bool {
+    pub async fn tell_all(&self, service: &Service, kind: Kind, reason: Reason, notes: &BTreeSet<String>) -> bool {
         let owner = owner_of(service);
         let news = self.news(&owner.uid, reason, notes);
         for note in &news {
             match kind {
-                Kind::Normal => tracing::info!(service = %owner.service, reason, note),
-                Kind::Warning => tracing::warn!(service = %owner.service, reason, note),
+                Kind::Normal => tracing::info!(service = %owner.service, reason = reason.name(), note),
+                Kind::Warning => tracing::warn!(service = %owner.service, reason = reason.name(), note),
             }
             self.publish(&service.object_ref(&()), kind, reason, note).await;
         }
@@ -85,41 +88,42 @@ impl Reporter {
     }
 
     /// Warns about a Service that is known by its owner's tags only.
-    pub async fn warn_owner(&self, owner: &Owner, reason: &str, notes: &BTreeSet<String>) {
+    pub async fn warn_owner(&self, owner: &Owner, reason: Reason, notes: &BTreeSet<String>) {
         let reference = ObjectRef::new(&owner.service.name).within(&owner.service.namespace);
         let found = self.services.get(&reference).filter(|service| service.metadata.uid.as_deref() == Some(&owner.uid));
         if let Some(service) = found {
             self.tell_all(&service, Kind::Warning, reason, notes).await;
         } else {
-            tracing::warn!(service = %owner.service, reason, ?notes, "of a Service that is gone");
+            tracing::warn!(service = %owner.service, reason = reason.name(), ?notes, "of a Service that is gone");
         }
     }
 
     /// Warns about a Node.
-    pub async fn warn_node(&self, name: &str, reason: &str, note: &str) {
+    pub async fn warn_node(&self, name: &str, reason: Reason, note: &str) {
         let Some(node) = self.nodes.get(&ObjectRef::new(name)) else { return };
         for note in self.news(&format!("node/{name}"), reason, &BTreeSet::from([note.to_owned()])) {
-            tracing::warn!(node = name, reason, note);
+            tracing::warn!(node = name, reason = reason.name(), note);
             self.publish(&node.object_ref(&()), Kind::Warning, reason, &note).await;
         }
     }
 
     /// Forgets what was said about a Service for these reasons, so that it is said again if it comes back.
-    pub fn forget(&self, uid: &str, is_over: impl Fn(&str) -> bool) {
+    pub fn forget(&self, uid: &str, is_over: impl Fn(Reason) -> bool) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.retain(|(object, reason), _| object != uid || !is_over(reason));
+        said.retain(|(object, reason), _| object != uid || !is_over(*reason));
     }
 
-    fn news(&self, object: &str, reason: &str, notes: &BTreeSet<String>) -> Vec<String> {
+    fn news(&self, object: &str, reason: Reason, notes: &BTreeSet<String>) -> Vec<String> {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = said.insert((object.to_owned(), reason.to_owned()), notes.clone()).unwrap_or_default();
+        let before = said.insert((object.to_owned(), reason), notes.clone()).unwrap_or_default();
         notes.difference(&before).cloned().collect()
     }
 
-    async fn publish(&self, about: &ObjectReference, kind: Kind, reason: &str, note: &str) {
+    async fn publish(&self, about: &ObjectReference, kind: Kind, reason: Reason, note: &str) {
         // An Event that cannot be written must not hold up the work it is about.
-        if let Err(error) = self.events.publish(about, kind, reason, note).await {
-            tracing::warn!(error = %chain(&error), "cannot publish an Event");
+        match self.events.publish(about, kind, reason, note).await {
+            Ok(()) => drop(self.metrics.events.get_or_create(&OfReason { reason: reason.name() }).inc()),
+            Err(error) => tracing::warn!(error = %chain(&error), "cannot publish an Event"),
         }
     }
 }

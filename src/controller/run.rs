@@ -1,11 +1,12 @@
 //! Wiring: streams in, loops side by side, and the end of all of them when one ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt as _};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store, store};
@@ -15,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +24,7 @@ use super::account::Account;
 use super::desired::Policy;
 use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
 use super::report::Reporter;
+use super::standing::Standings;
 use super::{detail, drift, targets};
 use crate::admin::{self, Health};
 use crate::aws::{self, Aws};
@@ -63,14 +66,11 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
         kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
     let mut tasks = JoinSet::new();
-    let (nodes, node_changes) = watch_nodes(&mut tasks, &client);
+    let (nodes, node_changes) = watch_nodes(&mut tasks, &client, &metrics);
     let (services, service_writer) = store();
-    let mut lease = if settings.leader_elect {
-        Candidate::stand(client.clone(), settings.namespace.clone(), &instance, health.clone())
-    } else {
-        Candidate::alone()
-    };
+    let mut lease = candidate(&settings, &client, &instance, &health);
     let claim = lease.claim();
+    metrics.follow(claim.clone());
     tokio::select! {
         () = stop.cancelled() => return finish(tasks, lease).await,
         ended = tasks.join_next() => bail!("ended before it began: {ended:?}"),
@@ -84,7 +84,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let cluster_uid = cluster_uid(&client).await?;
     let (account, woken) = open_account(&settings, cluster_uid, &nodes, claim, &metrics).await?;
     let events = Events::new(client.clone(), instance);
-    let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone()));
+    let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone(), metrics.clone()));
     let context = Arc::new(Context {
         client: client.clone(),
         account: Arc::clone(&account),
@@ -94,6 +94,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
         claim_classless: settings.claim_classless,
         longest_wait: settings.retry_max_interval,
         metrics: metrics.clone(),
+        standings: Standings::default(),
         failures: Mutex::default(),
         contests: Mutex::default(),
     });
@@ -124,7 +125,11 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
             service.metadata.managed_fields = None;
         },
     );
-    let stream = reflector(service_writer, stream).applied_objects();
+    let failing = metrics.clone();
+    let stream = reflector(service_writer, stream).applied_objects().inspect_err(move |error| {
+        failing.watch_failed("Services");
+        tracing::warn!(error = %chain(error), "cannot watch Services");
+    });
     let woken = UnboundedReceiverStream::new(woken)
         .map(|owner: Owner| ObjectRef::new(&owner.service.name).within(&owner.service.namespace));
     let controller = Controller::for_stream(stream, services)
@@ -152,19 +157,35 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     finish(tasks, lease).await
 }
 
+fn candidate(settings: &settings::Controller, client: &kube::Client, instance: &str, health: &Health) -> Candidate {
+    if settings.leader_elect {
+        Candidate::stand(client.clone(), settings.namespace.clone(), instance, health.clone())
+    } else {
+        Candidate::alone()
+    }
+}
+
 /// Keeps a store of the Nodes, and says when it changes.
-fn watch_nodes(tasks: &mut JoinSet<()>, client: &kube::Client) -> (Store<Node>, watch::Receiver<()>) {
+fn watch_nodes(
+    tasks: &mut JoinSet<()>,
+    client: &kube::Client,
+    metrics: &Metrics,
+) -> (Store<Node>, watch::Receiver<()>) {
     let (nodes, writer) = store();
     let (changed, changes) = watch::channel(());
     let stream = watcher(Api::<Node>::all(client.clone()), watcher::Config::default())
         .default_backoff()
         .modify(trim_node)
         .reflect(writer);
+    let metrics = metrics.clone();
     tasks.spawn(stream.for_each(move |event| {
         match event {
             // Nobody listens before this process leads.
             Ok(_) => drop(changed.send(())),
-            Err(error) => tracing::warn!(%error, "cannot watch Nodes"),
+            Err(error) => {
+                metrics.watch_failed("Nodes");
+                tracing::warn!(error = %chain(&error), "cannot watch Nodes");
+            }
         }
         std::future::ready(())
     }));
@@ -286,12 +307,14 @@ async fn check_drift(
         if account.fence().is_err() {
             continue;
         }
+        let began = Instant::now();
         pause = match drift::check(account, &mut rotation).await {
             Ok(again) => {
-                context.metrics.drift_checks.inc();
+                context.metrics.checked(began.elapsed(), Timestamp::now());
                 if again { RECHECK.min(interval) } else { interval }
             }
             Err(error) => {
+                context.metrics.drift_check_failures.inc();
                 tracing::warn!(error = %chain(&error), "cannot read the account");
                 RECHECK.max(interval / 10)
             }
@@ -302,7 +325,8 @@ async fn check_drift(
         collect_orphans(&context).await;
         let ours = |service: &Service| is_claimed(service, &context.class, context.claim_classless);
         let count = context.services.state_filter(|service| ours(service)).len();
-        context.metrics.services.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let there: BTreeSet<_> = context.services.state().iter().filter_map(|service| service.uid()).collect();
+        context.standings.retain(|uid| there.contains(uid), &context.metrics);
         // A Service that is refused has nothing, and nothing is made for it.
         let is_needed = !context.account.state().observed.owners(&context.account.policy.cluster).is_empty();
         if count == 0 {

@@ -15,8 +15,10 @@ use super::drift::learn_networks;
 use super::observed::{Asg, Intent, SourceState};
 use super::placement::{Note, Placement};
 use super::report::Reporter;
+use super::standing::measure;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
+use crate::cluster::reason::Reason;
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::ownership;
 use crate::telemetry::chain;
@@ -183,6 +185,7 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
         deregister(account, reporter, &placement, backoff, now).await;
     }
     let placement = mark_served(account);
+    measure(account);
     tell(account, reporter, &placement).await;
 }
 
@@ -253,6 +256,8 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
         if instances.is_empty() {
             continue;
         }
+        let services = named(account, std::slice::from_ref(arn));
+        tracing::info!(services, %arn, instances = listed(&instances), "registering nodes that no attachment registers");
         match account.aws.register(arn, &instances).await {
             Ok(outcome) => {
                 backoff.forget(arn.as_str());
@@ -288,6 +293,8 @@ async fn deregister(
         if account.fence().is_err() {
             return;
         }
+        let services = named(account, std::slice::from_ref(arn));
+        tracing::info!(services, %arn, instances = listed(instances), "deregistering what may not be a target");
         match account.aws.deregister(arn, instances).await {
             Ok(()) => {
                 account.state().record_deregistered(arn, instances);
@@ -326,7 +333,7 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest:
     let batch: Vec<_> = leaving.take(room()).cloned().collect();
     if !batch.is_empty() {
         account.fence()?;
-        tracing::info!(%asg, target_groups = batch.len(), "detaching");
+        tracing::info!(%asg, target_groups = batch.len(), services = named(account, &batch), "detaching");
         if let Err(error) = account.aws.detach(asg, &batch).await {
             account.recheck.notify_one();
             return Ok(Turn::Failed(batch.into_iter().collect(), error));
@@ -353,7 +360,7 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest:
 /// One batch of detachments by the older calls. Only of what is to be deleted, so no target is looked after.
 async fn detach_legacy(account: &Account, asg: &AsgName, batch: &[TargetGroupArn]) -> Result<Turn, StepError> {
     account.fence()?;
-    tracing::info!(%asg, target_groups = batch.len(), "detaching what the older calls attached");
+    tracing::info!(%asg, target_groups = batch.len(), services = named(account, batch), "detaching what the older calls attached");
     if let Err(error) = account.aws.detach_legacy(asg, batch).await {
         account.recheck.notify_one();
         return Ok(Turn::Failed(batch.iter().cloned().collect(), error));
@@ -379,7 +386,7 @@ async fn attach(
     if batch.is_empty() {
         return Ok(None);
     }
-    tracing::info!(%asg, target_groups = batch.len(), "attaching");
+    tracing::info!(%asg, target_groups = batch.len(), services = named(account, batch), "attaching");
     let answer = account.aws.attach(asg, batch).await;
     account.state().end_attach(asg, batch, answer.is_ok());
     match answer {
@@ -460,6 +467,16 @@ fn owners(account: &Account, groups: &BTreeSet<TargetGroupArn>) -> BTreeSet<owne
     tags.filter_map(|tags| ownership::owner(&account.policy.cluster, tags)).collect()
 }
 
+/// The Services that own these target groups, for the log.
+fn named(account: &Account, groups: &[TargetGroupArn]) -> String {
+    let owners = owners(account, &groups.iter().cloned().collect());
+    owners.iter().map(|owner| owner.service.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn listed(instances: &BTreeSet<InstanceId>) -> String {
+    instances.iter().map(InstanceId::as_str).collect::<Vec<_>>().join(", ")
+}
+
 /// Marks the target groups for which everything is done, and wakes those that waited for it. Returns what is left to do.
 fn mark_served(account: &Account) -> Placement {
     let mut state = account.state();
@@ -503,11 +520,11 @@ async fn tell(account: &Account, reporter: &Reporter, placement: &Placement) {
             .workers
             .values()
             .filter_map(|worker| match &worker.instance {
-                Err(sentence) => Some((worker.name.clone(), "InvalidProviderID", sentence.clone())),
+                Err(sentence) => Some((worker.name.clone(), Reason::InvalidProviderID, sentence.clone())),
                 Ok(instance) => {
                     let unfit = state.unfit.get(instance)?;
                     let lasting = unfit.since.elapsed() >= UNFIT_PATIENCE;
-                    lasting.then(|| (worker.name.clone(), "TargetRefused", unfit.words.clone()))
+                    lasting.then(|| (worker.name.clone(), Reason::TargetRefused, unfit.words.clone()))
                 }
             })
             .collect();

@@ -132,6 +132,7 @@ impl Agent {
     pub fn changed(&mut self, family: Family, port: u32) {
         for half in self.halves.iter_mut().filter(|half| half.table.family() == family) {
             if half.suspect.is_none() && !half.table.has_written(port) {
+                self.metrics.disturbed(family);
                 tracing::warn!(%family, port, "somebody changed our table; comparing it soon");
                 half.suspect = Some(Instant::now() + SUSPICION);
             }
@@ -142,6 +143,7 @@ impl Agent {
     pub fn deleted(&mut self, family: Family, port: u32) {
         let is_this = |half: &Half| half.table.family() == family && !half.table.has_written(port);
         if self.halves.iter().any(is_this) {
+            self.metrics.disturbed(family);
             tracing::warn!(%family, port, "somebody deleted our table; making it anew");
             self.compare(Some(family));
         }

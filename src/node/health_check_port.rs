@@ -16,11 +16,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::admin;
+use crate::cluster::reason::Reason;
 use crate::model::id::ServiceKey;
 use crate::node::health::{self, NodeHealth};
 
 /// Reason of the Event about a port that cannot be listened on (P50).
-pub const REASON: &str = "FailedToStartServiceHealthcheck";
+pub const REASON: Reason = Reason::FailedToStartServiceHealthcheck;
 
 static WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 

@@ -1,19 +1,20 @@
 //! What a node counts and measures (P80), and when an EndpointSlice's change was made.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family as Labelled;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
+use crate::metrics::OfResource;
+use crate::metrics::catalogue::Catalogue;
 use crate::model::family::Family;
 use crate::netfilter::flows::Swept;
 use crate::node::health::Probe;
@@ -71,7 +72,7 @@ type Histograms<L> = Labelled<L, Histogram, fn() -> Histogram>;
 /// All metrics of a node.
 #[derive(Clone, Debug)]
 pub struct NodeMetrics {
-    registry: Arc<Mutex<Registry>>,
+    catalogue: Arc<Mutex<Catalogue>>,
     sync_duration: Histograms<Sync>,
     sync_queued: PerFamily<Seconds>,
     sync_done: PerFamily<Seconds>,
@@ -86,12 +87,18 @@ pub struct NodeMetrics {
     pub services: Gauge,
     /// Endpoints of all ports of these Services.
     pub endpoints: Gauge,
+    disturbances: PerFamily<Counter>,
+    watch_errors: Labelled<OfResource, Counter>,
+    /// Whether load balancers may send to this node.
+    pub eligible: Gauge,
+    /// Services whose healthCheckNodePort cannot be listened on.
+    pub health_check_ports_failed: Gauge,
 }
 
 impl Default for NodeMetrics {
     fn default() -> Self {
         let metrics = Self {
-            registry: Arc::new(Mutex::new(Registry::with_prefix("weir_node"))),
+            catalogue: Arc::new(Mutex::new(Catalogue::new("node"))),
             sync_duration: Labelled::new_with_constructor(milliseconds_and_up),
             sync_queued: Labelled::default(),
             sync_done: Labelled::default(),
@@ -104,65 +111,125 @@ impl Default for NodeMetrics {
             programming: Histogram::new(exponential_buckets(0.01, 2.0, 16)),
             services: Gauge::default(),
             endpoints: Gauge::default(),
+            disturbances: Labelled::default(),
+            watch_errors: Labelled::default(),
+            eligible: Gauge::default(),
+            health_check_ports_failed: Gauge::default(),
         };
-        metrics.register();
+        metrics.register(&mut metrics.catalogue());
         metrics
     }
 }
 
 impl NodeMetrics {
-    fn register(&self) {
-        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let seconds = || Unit::Seconds;
-        registry.register_with_unit(
-            "sync_duration",
-            "Time of syncs to the kernel",
-            seconds(),
+    fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn register(&self, catalogue: &mut Catalogue) {
+        catalogue.add_seconds(
+            "weir_node_sync_duration",
+            &["kind", "family"],
+            "Time of syncs to the kernel: full, of all that it holds, or partial, of what changed",
             self.sync_duration.clone(),
         );
-        registry.register_with_unit(
-            "sync_last_queued_timestamp",
+        catalogue.add_seconds(
+            "weir_node_sync_last_queued_timestamp",
+            &["family"],
             "When a change last asked for a sync",
-            seconds(),
             self.sync_queued.clone(),
         );
-        registry.register_with_unit(
-            "sync_last_done_timestamp",
+        catalogue.add_seconds(
+            "weir_node_sync_last_done_timestamp",
+            &["family"],
             "When a sync last reached the kernel",
-            seconds(),
             self.sync_done.clone(),
         );
-        registry.register("sync_failures", "Syncs that failed", self.sync_failures.clone());
-        registry.register("services", "Services that are forwarded", self.services.clone());
-        registry.register("endpoints", "Endpoints of all ports of these Services", self.endpoints.clone());
-        registry.register(
-            "services_without_local_endpoints",
+        catalogue.add("weir_node_sync_failures", &["family"], "Syncs that failed", self.sync_failures.clone());
+        catalogue.add_seconds(
+            "weir_node_network_programming_duration",
+            &[],
+            "Time from the change of an endpoint to its rules in the kernel",
+            self.programming.clone(),
+        );
+        catalogue.add(
+            "weir_node_table_disturbances",
+            &["family"],
+            "Changes of weir's tables by others; each is undone",
+            self.disturbances.clone(),
+        );
+        catalogue.add("weir_node_services", &[], "Services that are forwarded", self.services.clone());
+        catalogue.add("weir_node_endpoints", &[], "Endpoints of all ports of these Services", self.endpoints.clone());
+        catalogue.add(
+            "weir_node_services_without_local_endpoints",
+            &["traffic_policy"],
             "Services of traffic policy Local with no usable endpoint on this node",
             self.without_local_endpoints.clone(),
         );
-        registry.register("conntrack_deleted_flows", "Stale UDP flows deleted", self.conntrack_deleted.clone());
-        registry.register_with_unit(
-            "conntrack_sweep_duration",
+        self.register_surroundings(catalogue);
+    }
+
+    fn register_surroundings(&self, catalogue: &mut Catalogue) {
+        catalogue.add(
+            "weir_node_eligible",
+            &[],
+            "1 if load balancers may send to this node, 0 if /healthz answers 503 because it is on its way out",
+            self.eligible.clone(),
+        );
+        catalogue.add("weir_node_healthz", &["code"], "Answers of /healthz by status code", self.healthz.clone());
+        catalogue.add("weir_node_livez", &["code"], "Answers of /livez by status code", self.livez.clone());
+        catalogue.add(
+            "weir_node_health_check_ports_failed",
+            &[],
+            "Services whose healthCheckNodePort this node cannot listen on",
+            self.health_check_ports_failed.clone(),
+        );
+        catalogue.add(
+            "weir_node_conntrack_deleted_flows",
+            &["family"],
+            "Stale UDP flows deleted",
+            self.conntrack_deleted.clone(),
+        );
+        catalogue.add_seconds(
+            "weir_node_conntrack_sweep_duration",
+            &["family"],
             "Time of sweeps for stale UDP flows",
-            seconds(),
             self.conntrack_duration.clone(),
         );
-        registry.register("healthz", "Answers of /healthz by status code", self.healthz.clone());
-        registry.register("livez", "Answers of /livez by status code", self.livez.clone());
-        registry.register_with_unit(
-            "network_programming_duration",
-            "Time from the change of an endpoint to its rules in the kernel",
-            seconds(),
-            self.programming.clone(),
+        catalogue.add(
+            "weir_node_watch_errors",
+            &["resource"],
+            "Failures of watches; each is begun again",
+            self.watch_errors.clone(),
         );
+        for resource in ["Services", "EndpointSlices", "Node", "ServiceCIDRs"] {
+            self.watch_errors.get_or_create(&OfResource { resource }).inc_by(0);
+        }
+        for family in Family::ALL {
+            self.sync_failures.get_or_create(&of(family)).inc_by(0);
+            self.disturbances.get_or_create(&of(family)).inc_by(0);
+            self.conntrack_deleted.get_or_create(&of(family)).inc_by(0);
+        }
     }
 
     /// The OpenMetrics text.
     pub fn render(&self) -> String {
-        let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        // Writing into a String does not fail.
-        encode(&mut text, &registry).map(|()| text).unwrap_or_default()
+        self.catalogue().render()
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        self.catalogue().table()
+    }
+
+    /// Somebody else has changed our table.
+    pub fn disturbed(&self, family: Family) {
+        self.disturbances.get_or_create(&of(family)).inc();
+    }
+
+    /// A watch has failed.
+    pub fn watch_failed(&self, resource: &'static str) {
+        self.watch_errors.get_or_create(&OfResource { resource }).inc();
     }
 
     /// A change asks for a sync.

@@ -33,6 +33,7 @@ use super::service::{Mode, key};
 use super::{eligibility, sysctl};
 use crate::admin::{self, Health};
 use crate::cluster::event::{Events, Kind};
+use crate::metrics::catalogue::count;
 use crate::model::id::ServiceKey;
 use crate::netfilter::netlink::{Channel, Notice, Watch};
 use crate::netfilter::script::TABLE;
@@ -111,7 +112,7 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
         .context("cannot read the rules that are there")?;
     let (rules_are_in, watch_begins) = oneshot::channel();
     let addresses = follow::addresses().await?;
-    let happenings = happenings(&client, &settings, addresses, notices(watch_begins, ours));
+    let happenings = happenings(&client, &settings, &metrics, addresses, notices(watch_begins, ours));
     let (sweeps, swept) = mpsc::unbounded_channel();
     tokio::spawn(sweep(swept, metrics.clone(), families));
     let driver = Driver {
@@ -218,6 +219,7 @@ async fn serve(
 fn happenings(
     client: &kube::Client,
     settings: &settings::Node,
+    metrics: &NodeMetrics,
     addresses: watch::Receiver<BTreeSet<IpAddr>>,
     notices: BoxStream<'static, Happening>,
 ) -> impl Stream<Item = Vec<Happening>> + use<> {
@@ -227,14 +229,14 @@ fn happenings(
     let slices = watcher(Api::<EndpointSlice>::all(client.clone()), all.clone()).default_backoff();
     let node = watcher(Api::<Node>::all(client.clone()), this).default_backoff();
     let mut streams: Vec<BoxStream<'static, Happening>> = vec![
-        heard(services, "Services", Happening::Service),
-        heard(slices, "EndpointSlices", Happening::Slice),
-        heard(node, "this Node", Happening::Node),
+        heard(services, metrics, "Services", Happening::Service),
+        heard(slices, metrics, "EndpointSlices", Happening::Slice),
+        heard(node, metrics, "Node", Happening::Node),
         changes(addresses),
         notices,
     ];
     streams.push(match settings.proxy_mode() {
-        Mode::Replace(_) => ranges(client, all),
+        Mode::Replace(_) => ranges(client, metrics, all),
         // kube-proxy looks after unused addresses.
         Mode::Beside(_) => stream::once(async { Happening::NoRanges }).boxed(),
     });
@@ -243,20 +245,25 @@ fn happenings(
 
 fn heard<K: Send + 'static>(
     events: impl Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    metrics: &NodeMetrics,
     what: &'static str,
     wrap: fn(Box<Event<K>>) -> Happening,
 ) -> BoxStream<'static, Happening> {
-    let good = events.filter_map(move |event| async move {
-        event.inspect_err(|error| tracing::warn!(%error, "cannot watch {what}")).ok()
-    });
+    let metrics = metrics.clone();
+    let failed = move |error: &watcher::Error| {
+        metrics.watch_failed(what);
+        tracing::warn!(error = %chain(error), "cannot watch {what}");
+    };
+    let good = events.filter_map(move |event| future::ready(event.inspect_err(&failed).ok()));
     good.map(move |event| wrap(Box::new(event))).boxed()
 }
 
 /// ServiceCIDRs are served from Kubernetes 1.33 on.
-fn ranges(client: &kube::Client, config: watcher::Config) -> BoxStream<'static, Happening> {
+fn ranges(client: &kube::Client, metrics: &NodeMetrics, config: watcher::Config) -> BoxStream<'static, Happening> {
     let events = watcher(Api::<ServiceCIDR>::all(client.clone()), config).default_backoff();
-    let mapped = events.filter_map(|event| async move {
-        match event {
+    let metrics = metrics.clone();
+    let mapped = events.filter_map(move |event| {
+        future::ready(match event {
             Ok(event) => Some(Happening::Range(Box::new(event))),
             Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
                 Some(Happening::NoRanges)
@@ -267,10 +274,11 @@ fn ranges(client: &kube::Client, config: watcher::Config) -> BoxStream<'static, 
                 Some(Happening::NoRanges)
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot watch ServiceCIDRs");
+                metrics.watch_failed("ServiceCIDRs");
+                tracing::warn!(error = %chain(&error), "cannot watch ServiceCIDRs");
                 None
             }
-        }
+        })
     });
     mapped.boxed()
 }
@@ -490,6 +498,7 @@ impl Driver {
         if self.lists.node.done {
             let eligible = eligibility::check(self.node.as_ref(), eligibility::DrainSignals::All);
             self.health.set_eligible(eligible.is_ok());
+            self.metrics.eligible.set(i64::from(eligible.is_ok()));
         }
     }
 
@@ -542,6 +551,7 @@ impl Driver {
                 self.tell(&failure.service, failure.uid, note);
             }
         }
+        self.metrics.health_check_ports_failed.set(count(failed.len()));
         self.complained = failed;
         self.listening = addresses;
     }
