@@ -256,8 +256,9 @@ async fn finish(mut tasks: JoinSet<()>, lease: Candidate) -> anyhow::Result<()> 
 async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &CancellationToken) {
     let mut delay = Duration::from_secs(1);
     loop {
+        let began = Instant::now();
         match drift::check(account, rotation).await {
-            Ok(_) => return,
+            Ok(_) => return account.aws.metrics().checked(began.elapsed(), Timestamp::now()),
             Err(error) => tracing::error!(error = %chain(&error), ?delay, "cannot read the account"),
         }
         tokio::select! {
