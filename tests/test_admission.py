@@ -15,7 +15,7 @@ from sandbox.scene import LOAD_BALANCER_CLASS
 INVALID = "InvalidConfiguration"
 FLAGS = (
     "internal", "cross-zone-load-balancing-enabled", "access-log-enabled", "enable-tcp-udp-listener",
-    "multi-cluster-target-group",
+    "multi-cluster-target-group", "manage-backend-security-group-rules", "disable-nlb-sg",
 )  # fmt: skip
 NUMBERS = (
     "healthcheck-interval", "healthcheck-timeout", "healthcheck-healthy-threshold", "healthcheck-unhealthy-threshold",
@@ -29,6 +29,9 @@ WRONG = (
     ("scheme", " Internal "),
     ("ip-address-type", "ipv6"),
     ("multi-cluster-target-group", "T"),
+    ("disable-nlb-sg", "true"),
+    ("enable-prefix-for-ipv6-source-nat", "true"),
+    ("inbound-sg-rules-on-private-link-traffic", "no"),
     ("nlb-target-type", "ip"),
     ("quic-enabled-ports", "443"),
     ("alpn-policy", "h2"),
@@ -49,6 +52,8 @@ RIGHT = {
     "access-log-enabled": "f",
     "enable-tcp-udp-listener": "TRUE",
     "multi-cluster-target-group": "false",
+    "disable-nlb-sg": "f",
+    "inbound-sg-rules-on-private-link-traffic": "off",
     "nlb-target-type": "instance",
     "quic-enabled-ports": "  ",
     "alpn-policy": "HTTP2Optional",

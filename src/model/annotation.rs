@@ -153,21 +153,16 @@ impl<'a> Annotations<'a> {
     /// Sentences about keys that will have no effect.
     pub fn warnings(self) -> Vec<String> {
         let mut unknown = vec![];
-        let mut not_yet = vec![];
         let mut sentences = vec![];
         for (key, value) in self.0.iter().filter(|(_, value)| !value.trim().is_empty()) {
-            if key == TYPE && !["nlb", "nlb-ip", "external"].contains(&value.trim()) {
+            if key == TYPE && !["nlb", "external"].contains(&value.trim()) {
                 sentences.push(format!("{key}: {value:?} is ignored; the load balancer class decides"));
             }
             match TABLE.iter().find(|row| row.covers(key)).map(|row| row.answer) {
                 Some(Answer::Ignored(why)) => sentences.push(format!("{key}: is ignored; it {why}")),
-                Some(Answer::NotYet) => not_yet.push(key.as_str()),
                 None if key.starts_with(BALANCER_PREFIX) => unknown.push(key.as_str()),
                 Some(Answer::Honoured | Answer::Refused) | None => {}
             }
-        }
-        if !not_yet.is_empty() {
-            sentences.push(format!("not honoured by this release of weir: {}", not_yet.join(", ")));
         }
         if !unknown.is_empty() {
             sentences.push(format!("unknown and ignored: {}", unknown.join(", ")));

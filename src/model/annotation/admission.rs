@@ -36,6 +36,10 @@ fn flag(key: &'static str) -> Check {
     check(key, is_right, "is no truth value", "true or false", "yes")
 }
 
+fn switch(key: &'static str) -> Check {
+    check(key, "value in ['on', 'off']".to_owned(), "is neither on nor off", "on or off", "true")
+}
+
 fn word(key: &'static str, words: &[&str], wrong: &str, expected: &str) -> Check {
     let list: Vec<_> = words.iter().map(|word| format!("'{word}'")).collect();
     check(key, format!("value in [{}]", list.join(", ")), wrong, expected, "sideways")
@@ -72,6 +76,8 @@ fn name_checks() -> Vec<Check> {
 fn checks() -> Vec<Check> {
     let alpn = ["None", "HTTP1Only", "HTTP2Only", "HTTP2Optional", "HTTP2Preferred"];
     let health = "value.lowerAscii() in ['tcp', 'http', 'https']".to_owned();
+    let not_true = "!(value in ['1', 't', 'T', 'true', 'True', 'TRUE'])";
+    let groups = "asks for a load balancer without security groups, which could never get any later";
     let unsupported = "is not supported by this controller";
     let shared = "is not supported by this controller, which attaches target groups to Auto Scaling groups";
     let quic = "asks for QUIC, which is not supported by this controller";
@@ -83,8 +89,13 @@ fn checks() -> Vec<Check> {
         flag(CROSS_ZONE),
         flag(ACCESS_LOG),
         flag(TCP_UDP_LISTENER),
+        flag(MANAGE_BACKEND_RULES),
+        flag(NO_SECURITY_GROUPS),
+        check(NO_SECURITY_GROUPS, not_true.into(), groups, "false", "1"),
+        switch(SOURCE_NAT),
+        switch(PRIVATE_LINK_RULES),
         flag(MULTI_CLUSTER),
-        check(MULTI_CLUSTER, "!(value in ['1', 't', 'T', 'true', 'True', 'TRUE'])".into(), shared, "false", "true"),
+        check(MULTI_CLUSTER, not_true.into(), shared, "false", "true"),
         word(TARGET_TYPE, &["instance"], unsupported, "instance"),
         check(QUIC_PORTS, "false".into(), quic, "no such annotation", "443"),
         word(ALPN_POLICY, &alpn, "is unknown", &one_of(&alpn)),

@@ -116,8 +116,6 @@ pub enum Answer {
     Ignored(&'static str),
     /// A value other than the default is refused.
     Refused,
-    /// Known to others, and not to this release yet: a warning.
-    NotYet,
 }
 
 /// How a change of the value reaches a load balancer that exists.
