@@ -247,13 +247,13 @@ def test_helm_finds_nothing_to_complain_of() -> None:
 
 
 def test_the_api_server_takes_every_object_strictly(plane: ControlPlane, tmp_path: Path) -> None:
-    """ServiceMonitors are checked against the Prometheus Operator's own definition of them."""
-    plane.kubectl("apply", "--server-side", "-f", os.environ["WEIR_SERVICE_MONITORS"])
+    """ServiceMonitors and PrometheusRules are checked against the Prometheus Operator's own definitions of them."""
+    plane.kubectl("apply", "--server-side", "-f", os.environ["WEIR_OPERATOR_DEFINITIONS"])
     for overlay in MODES.values():
         objects = composed(tmp_path / overlay.replace("/", "-"), overlay, ("network-policy", "monitoring"))
         namespaces = [each for each in objects if each["kind"] == "Namespace"]
         manifests.apply(plane, namespaces)
-        plane.kube.wait(lambda: served(plane, "monitoring.coreos.com"), 10, "ServiceMonitors to be served")
+        plane.kube.wait(lambda: served(plane, "monitoring.coreos.com"), 10, "the Prometheus Operator's kinds to be served")
         manifests.apply(plane, objects, "--dry-run=server")
     manifests.apply(plane, kustomize(MANIFESTS / "overlays" / "cleanup"), "--dry-run=server")
     [deployment] = [each for each in objects if each["kind"] == "Deployment"]

@@ -72,8 +72,8 @@ impl Reporter {
         let news = self.news(&owner.uid, reason, notes);
         for note in &news {
             match kind {
-                Kind::Normal => tracing::info!(service = %owner.service, reason = reason.name(), note),
-                Kind::Warning => tracing::warn!(service = %owner.service, reason = reason.name(), note),
+                Kind::Normal => tracing::info!(service = %owner.service, reason = reason.name(), note, "Event"),
+                Kind::Warning => tracing::warn!(service = %owner.service, reason = reason.name(), note, "Event"),
             }
             self.publish(&service.object_ref(&()), kind, reason, note).await;
         }
@@ -102,7 +102,7 @@ impl Reporter {
     pub async fn warn_node(&self, name: &str, reason: Reason, note: &str) {
         let Some(node) = self.nodes.get(&ObjectRef::new(name)) else { return };
         for note in self.news(&format!("node/{name}"), reason, &BTreeSet::from([note.to_owned()])) {
-            tracing::warn!(node = name, reason = reason.name(), note);
+            tracing::warn!(node = name, reason = reason.name(), note, "Event");
             self.publish(&node.object_ref(&()), Kind::Warning, reason, &note).await;
         }
     }

@@ -40,11 +40,13 @@ LEFTOVERS = {"build", "__pycache__"}
 #: What the module in `helm` is there for.
 HELM = "helm.sh/helm/v4/cmd/helm"
 
-#: Where the definition of ServiceMonitors is: a module, its version, its checksum as in a go.sum, and a file in it.
+#: Where the definitions of ServiceMonitors and PrometheusRules are: a module, its version, its checksum as in a go.sum,
+#: and files in it.
 OPERATOR = "github.com/prometheus-operator/prometheus-operator"
 OPERATOR_VERSION = "v0.92.0"
 OPERATOR_SUM = "h1:tAbsod3+9sQsxDeAvLP27dAe9terToht5M+YdDwLGP0="
-SERVICE_MONITORS = Path("example", "prometheus-operator-crd", "monitoring.coreos.com_servicemonitors.yaml")
+OPERATOR_KINDS = ("servicemonitors", "prometheusrules")
+OPERATOR_FILES = Path("example", "prometheus-operator-crd")
 
 #: The emulator imports what 3.13 brought; its pinned dependencies have wheels up to 3.13.
 PYTHONS = ("3.13",)
@@ -86,7 +88,7 @@ def main() -> int:
             traffic = step("servers and clients", lambda: go_program(cache, HERE / "traffic"))
             dns = step("CoreDNS", lambda: go_program(cache, HERE / "coredns"))
             helm = step("Helm", lambda: go_program(cache, HERE / "helm", HELM))
-            monitors = step("definition of ServiceMonitors", lambda: service_monitors(cache))
+            operator = step("definitions of the Prometheus Operator", lambda: operator_definitions(cache))
             base = step("Python packages", lambda: packages(cache))
             python = step("AWS emulator", lambda: emulator(cache, base))
     except (Missing, Failed) as error:
@@ -97,7 +99,7 @@ def main() -> int:
         print(f"export WEIR_TRAFFIC={shlex.quote(str(traffic))}")
         print(f"export WEIR_COREDNS={shlex.quote(str(dns))}")
         print(f"export WEIR_HELM={shlex.quote(str(helm))}")
-        print(f"export WEIR_SERVICE_MONITORS={shlex.quote(str(monitors))}")
+        print(f"export WEIR_OPERATOR_DEFINITIONS={shlex.quote(str(operator))}")
         print(f"export WEIR_PYTHON={shlex.quote(str(python))}")
     return 0
 
@@ -138,9 +140,9 @@ def go_program(cache: Path, directory: Path, package: str = ".") -> Path:
     return program
 
 
-def service_monitors(cache: Path) -> Path:
-    """The Prometheus Operator's definition of ServiceMonitors."""
-    definition = cache / f"prometheus-operator-{OPERATOR_VERSION}" / SERVICE_MONITORS.name
+def operator_definitions(cache: Path) -> Path:
+    """The Prometheus Operator's definitions of what our manifests use, in one file."""
+    definition = cache / f"prometheus-operator-{OPERATOR_VERSION}" / f"{'-'.join(OPERATOR_KINDS)}.yaml"
     if definition.is_file():
         return definition
     require("go", "it fetches the Prometheus Operator")
@@ -154,7 +156,8 @@ def service_monitors(cache: Path) -> Path:
         raise Failed(f"{OPERATOR} {OPERATOR_VERSION} has the checksum {module['Sum']}, not {OPERATOR_SUM}")
     definition.parent.mkdir(exist_ok=True)
     unfinished = definition.with_suffix(".unfinished")
-    shutil.copyfile(Path(module["Dir"]) / SERVICE_MONITORS, unfinished)
+    files = [Path(module["Dir"]) / OPERATOR_FILES / f"monitoring.coreos.com_{kind}.yaml" for kind in OPERATOR_KINDS]
+    unfinished.write_text("\n---\n".join(file.read_text() for file in files))
     unfinished.rename(definition)
     return definition
 
