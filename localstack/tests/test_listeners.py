@@ -58,6 +58,16 @@ def test_shape(world: World, arn: str) -> None:
     assert tags == [{"Key": "k", "Value": "v"}]
 
 
+def test_the_default_rule_has_no_tags_of_its_own(world: World, arn: str, refusal: Callable) -> None:
+    made = world.listener(arn, world.group_arn(), Tags=[{"Key": "k", "Value": "v"}])
+    [rule] = world.elb.describe_rules(ListenerArn=made["ListenerArn"])["Rules"]
+    assert rule["IsDefault"]
+    [shown] = world.elb.describe_tags(ResourceArns=[rule["RuleArn"]])["TagDescriptions"]
+    assert shown == {"ResourceArn": rule["RuleArn"], "Tags": []}
+    stranger = rule["RuleArn"].rpartition("/")[0] + "/0123456789abcdef"
+    assert refusal(world.elb.describe_tags, ResourceArns=[stranger]).code == "RuleNotFound"
+
+
 def test_a_group_serves_one_load_balancer(world: World, arn: str, refusal: Callable) -> None:
     group, other = world.group_arn(), world.balancer()["LoadBalancerArn"]
     world.listener(arn, group)

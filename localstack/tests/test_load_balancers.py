@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from ipaddress import IPv6Network
+from itertools import islice
 
 import pytest
 from conftest import Control, World
@@ -40,6 +42,7 @@ def test_names_and_shape(world: World) -> None:
         ({"Tags": [{"Key": f"k{n}", "Value": ""} for n in range(51)]}, "TooManyTags"),
         ({"Tags": [{"Key": "k", "Value": "1"}, {"Key": "k", "Value": "2"}]}, "DuplicateTagKeys"),
         ({"Tags": [{"Key": "aws:k", "Value": "1"}]}, "ValidationError"),
+        ({"Tags": [{"Key": "k", "Value": "1,2"}]}, "ValidationError"),
     ],
 )
 def test_refuses_on_create(shared: World, refusal: Callable, change: dict, code: str) -> None:
@@ -83,6 +86,55 @@ def test_elastic_ips_are_checked_and_shown(world: World, refusal: Callable) -> N
         assert shown["AvailabilityZones"][0]["LoadBalancerAddresses"] == [
             {"AllocationId": address["AllocationId"], "IpAddress": address["PublicIp"]}
         ]
+
+
+def test_prefixes_for_source_nat_are_checked_and_shown(world: World, refusal: Callable) -> None:
+    world.ec2.associate_vpc_cidr_block(VpcId=world.vpc, AmazonProvidedIpv6CidrBlock=True)
+    [vpc] = world.ec2.describe_vpcs(VpcIds=[world.vpc])["Vpcs"]
+    network = IPv6Network(vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"])
+    first, second = world.subnets[:2]
+    ranges = list(islice(network.subnets(new_prefix=64), 2))
+    for subnet, part in zip((first, second), ranges, strict=True):
+        world.ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=str(part))
+    chosen = str(next(ranges[0].subnets(new_prefix=80)))
+    mappings = [
+        {"SubnetId": first, "SourceNatIpv6Prefix": chosen},
+        {"SubnetId": second, "SourceNatIpv6Prefix": "auto_assigned"},
+    ]
+    asked = {"Subnets": [], "SubnetMappings": mappings, "IpAddressType": "dualstack"}
+    on = {"EnablePrefixForIpv6SourceNat": "on"}
+    assert refusal(world.balancer, **asked).code == "InvalidConfigurationRequest"
+    assert refusal(world.balancer, **{**asked, **on, "IpAddressType": "ipv4"}).code == "InvalidConfigurationRequest"
+
+    made = world.balancer(**asked, **on)
+    shown = world.shown_balancer(made["LoadBalancerArn"])
+    assert made["EnablePrefixForIpv6SourceNat"] == shown["EnablePrefixForIpv6SourceNat"] == "on"
+    [[theirs], [given]] = [zone["SourceNatIpv6Prefixes"] for zone in shown["AvailabilityZones"]]
+    assert theirs == chosen
+    assert IPv6Network(given).subnet_of(ranges[1]) and IPv6Network(given).prefixlen == 80
+
+    plain = [{"SubnetId": subnet} for subnet in (first, second)]
+    world.elb.set_subnets(
+        LoadBalancerArn=made["LoadBalancerArn"], SubnetMappings=plain, EnablePrefixForIpv6SourceNat="off"
+    )
+    shown = world.shown_balancer(made["LoadBalancerArn"])
+    assert shown["EnablePrefixForIpv6SourceNat"] == "off"
+    assert not any(zone.get("SourceNatIpv6Prefixes") for zone in shown["AvailabilityZones"])
+
+
+def test_capacity_is_reserved_and_given_back(world: World, refusal: Callable) -> None:
+    arn = world.balancer()["LoadBalancerArn"]
+    assert world.elb.describe_capacity_reservation(LoadBalancerArn=arn)["CapacityReservationState"] == []
+    assert refusal(world.elb.modify_capacity_reservation, LoadBalancerArn=arn).code == "ValidationError"
+    wanted = {"CapacityUnits": 300}
+    world.elb.modify_capacity_reservation(LoadBalancerArn=arn, MinimumLoadBalancerCapacity=wanted)
+    shown = world.elb.describe_capacity_reservation(LoadBalancerArn=arn)
+    assert shown["MinimumLoadBalancerCapacity"] == wanted
+    zones = {row["AvailabilityZone"]: row["State"]["Code"] for row in shown["CapacityReservationState"]}
+    assert zones == dict.fromkeys(world.made["zones"], "provisioned")
+    assert sum(row["EffectiveCapacityUnits"] for row in shown["CapacityReservationState"]) == 300
+    world.elb.modify_capacity_reservation(LoadBalancerArn=arn, ResetCapacityReservation=True)
+    assert "MinimumLoadBalancerCapacity" not in world.elb.describe_capacity_reservation(LoadBalancerArn=arn)
 
 
 def test_describe_fails_for_one_unknown(world: World, refusal: Callable) -> None:

@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from ipaddress import IPv6Network
 from typing import Any
 
 from localstack.services.moto import call_moto, call_moto_with_request
@@ -33,6 +34,8 @@ BOOLEANS = {
 ROUTING_POLICIES = {"any_availability_zone", "availability_zone_affinity", "partial_availability_zone_affinity"}
 HOSTED_ZONES = {"us-east-1": "Z26RNL4JYFTOTI", "eu-west-1": "Z2IFOLAFXWLO4F"}
 ENFORCE = "EnforceSecurityGroupInboundRulesOnPrivateLinkTraffic"
+AUTO_ASSIGNED = "auto_assigned"
+SOURCE_NAT = "EnablePrefixForIpv6SourceNat"
 PAGE = 400
 
 
@@ -104,6 +107,15 @@ def check_scheme(context: Any, scheme: str | None, vpc_id: str) -> None:
         raise refuse("InvalidSubnet", f"VPC {vpc_id} has no internet gateway")
 
 
+def check_source_nat(kind: str, source_nat: str, wanted: Mapping[str, Mapping[str, str]]) -> None:
+    """ "The IP address type must be dualstack" (CreateLoadBalancer, EnablePrefixForIpv6SourceNat); single prefixes need it
+    on."""
+    if source_nat == "on" and kind != "dualstack":
+        raise refuse("InvalidConfigurationRequest", "IPv6 source NAT prefixes need the IP address type 'dualstack'")
+    if source_nat != "on" and any(mapping.get("SourceNatIpv6Prefix") for mapping in wanted.values()):
+        raise refuse("InvalidConfigurationRequest", "IPv6 source NAT prefixes were specified and are not enabled")
+
+
 # --- operations
 
 
@@ -112,6 +124,7 @@ def settings_of(request: Request) -> tuple:
         request.get("Type"),
         request.get("Scheme"),
         request.get("IpAddressType"),
+        request.get(SOURCE_NAT),
         sorted(mappings_asked(request)),
         sorted(request.get("SecurityGroups") or []),
         tag_map(request),
@@ -129,6 +142,7 @@ def create_load_balancer(context: Any, request: Request) -> dict:
     subnets = check_subnets(context, wanted)
     check_scheme(context, request.get("Scheme"), subnets[0].vpc_id)
     check_security_groups(context, request.get("SecurityGroups") or [], subnets[0].vpc_id)
+    check_source_nat(request.get("IpAddressType") or "ipv4", request.get(SOURCE_NAT) or "off", wanted)
     for known in backend.load_balancers.values():
         if known.name == name:
             if getattr(known, "settings", None) == settings_of(request):
@@ -147,6 +161,7 @@ def create_load_balancer(context: Any, request: Request) -> dict:
     if balancer.type == "network":
         rename_network(backend, balancer, request, shown)
         balancer.mappings = wanted
+        balancer.enable_prefix_for_ipv6_source_nat = shown[SOURCE_NAT] = request.get(SOURCE_NAT) or "off"
         shown["AvailabilityZones"] = shown_zones(balancer)
         network_interfaces.place(backend, balancer)
         if balancer.security_groups:
@@ -157,7 +172,12 @@ def create_load_balancer(context: Any, request: Request) -> dict:
 
 def shown_zones(balancer: FakeLoadBalancer) -> list[dict]:
     return [
-        {"ZoneName": zone.zone_name, "SubnetId": zone.subnet_id, "LoadBalancerAddresses": zone.load_balancer_addresses}
+        {
+            "ZoneName": zone.zone_name,
+            "SubnetId": zone.subnet_id,
+            "LoadBalancerAddresses": zone.load_balancer_addresses,
+            "SourceNatIpv6Prefixes": zone.source_nat_ipv6_prefixes,
+        }
         for zone in balancer.availability_zones
     ]
 
@@ -269,12 +289,15 @@ def set_subnets(context: Any, request: Request) -> dict:
             )
     if subnets[0].vpc_id != balancer.vpc_id:
         raise refuse("InvalidConfigurationRequest", "All subnets must belong to the load balancer's VPC")
+    kind = request.get("IpAddressType") or balancer.ip_address_type
+    source_nat = request.get(SOURCE_NAT) or getattr(balancer, "enable_prefix_for_ipv6_source_nat", "off")
+    check_source_nat(kind, source_nat, wanted)
     balancer.subnets, balancer.mappings, balancer.settings = subnets, wanted, None
-    if kind := request.get("IpAddressType"):
-        balancer.ip_address_type = kind
+    balancer.ip_address_type = kind
     if balancer.type == "network":
+        balancer.enable_prefix_for_ipv6_source_nat = source_nat
         network_interfaces.place(balancing(context), balancer)
-    return {"AvailabilityZones": shown_zones(balancer), "IpAddressType": balancer.ip_address_type}
+    return {"AvailabilityZones": shown_zones(balancer), "IpAddressType": kind, SOURCE_NAT: source_nat}
 
 
 def set_ip_address_type(context: Any, request: Request) -> dict:
@@ -324,7 +347,19 @@ def _zones_with_addresses(self: FakeLoadBalancer) -> list[AvailabilityZone]:
         if allocation := chosen.get("AllocationId"):
             chosen["IpAddress"] = next(a.public_ip for a in ec2.addresses if a.allocation_id == allocation)
         zone.load_balancer_addresses = [chosen] if chosen else []
+        zone.source_nat_ipv6_prefixes = source_nat_prefixes(self, zone, ec2.get_subnet(zone.subnet_id))
     return zones
+
+
+def source_nat_prefixes(balancer: FakeLoadBalancer, zone: AvailabilityZone, subnet: Any) -> list[str]:
+    """One /80 of the subnet's IPv6 range: the one asked for, else one of AWS's choice; here always the last."""
+    if getattr(balancer, "enable_prefix_for_ipv6_source_nat", "off") != "on":
+        return []
+    asked = network_interfaces.mapping_of(balancer, zone.subnet_id).get("SourceNatIpv6Prefix", AUTO_ASSIGNED)
+    if asked != AUTO_ASSIGNED:
+        return [asked]
+    ranges = [IPv6Network(row["ipv6CidrBlock"]) for row in subnet.ipv6_cidr_block_associations.values()]
+    return [str(IPv6Network((int(each.broadcast_address) >> 48 << 48, 80))) for each in ranges[:1]]
 
 
 class _Place:

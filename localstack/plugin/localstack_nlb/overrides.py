@@ -8,6 +8,7 @@ from typing import Any
 
 from localstack_nlb import (
     accounts,
+    capacity,
     listeners,
     load_balancers,
     network_interfaces,
@@ -47,7 +48,9 @@ OVERRIDES: dict[str, dict[str, Handler]] = {
         "CreateLoadBalancer": load_balancers.create_load_balancer,
         "DeleteLoadBalancer": load_balancers.delete_load_balancer,
         "DescribeLoadBalancers": load_balancers.describe_load_balancers,
+        "DescribeCapacityReservation": capacity.describe_reservation,
         "ModifyLoadBalancerAttributes": load_balancers.modify_attributes,
+        "ModifyCapacityReservation": capacity.modify_reservation,
         "SetIpAddressType": load_balancers.set_ip_address_type,
         "SetSecurityGroups": load_balancers.set_security_groups,
         "SetSubnets": load_balancers.set_subnets,
