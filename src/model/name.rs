@@ -1,9 +1,9 @@
 //! Deterministic, bounded names of AWS resources.
 //!
-//! `weir-<cluster hash>-<readable>-<hash>`, 32 characters at most, `[A-Za-z0-9-]`, no hyphen at an edge: what ELB asks
-//! of load balancers and target groups. The cluster hash makes the name alone enough to recognise a target group of
-//! ours that no longer exists but still hangs on an Auto Scaling group. The last hash holds everything whose change
-//! forces a new resource, so that the old and the new one can live side by side.
+//! `weir-<cluster hash>-<readable>-<hash>`, 32 characters at most, `[A-Za-z0-9-]`, no hyphen at an edge and no two in a
+//! row: what ELB asks of load balancers and target groups. The cluster hash makes the name alone enough to recognise a
+//! target group of ours that no longer exists but still hangs on an Auto Scaling group. The last hash holds everything
+//! whose change forces a new resource, so that the old and the new one can live side by side.
 
 use sha2::{Digest, Sha256};
 
@@ -39,6 +39,7 @@ pub fn target_group(
     let (port, node_port) = (listener_port.to_string(), node_port.to_string());
     let mut readable = readable(&service.name);
     readable.truncate(READABLE_LIMIT.saturating_sub(port.len() + 1));
+    let readable = readable.trim_end_matches('-');
     let mut parts = vec![
         "group",
         cluster,
@@ -73,9 +74,15 @@ fn compose(cluster: &str, text: &str, parts: &[&str]) -> String {
     format!("{}{readable}{separator}{}", cluster_prefix(cluster), hash(parts, HASH_LENGTH))
 }
 
-/// The characters of a Kubernetes name that AWS takes too.
+/// The characters of a Kubernetes name that AWS takes too, and no two hyphens in a row.
 fn readable(text: &str) -> String {
-    text.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-').collect()
+    let mut kept = String::new();
+    for letter in text.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '-') {
+        if letter != '-' || !kept.ends_with('-') {
+            kept.push(letter);
+        }
+    }
+    kept
 }
 
 /// Lower-case base 32 of a SHA-256 over the parts, each with its length in front so that no two lists look alike.
@@ -100,6 +107,7 @@ mod tests {
             && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-')
             && !name.starts_with('-')
             && !name.ends_with('-')
+            && !name.contains("--")
     }
 
     proptest! {
@@ -131,6 +139,13 @@ mod tests {
             target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, "TCP", (30080, Family::Ipv4))
         );
         assert_ne!(balancer("demo", &key, "u1", "internal"), balancer("demo", &key, "u2", "internal"));
+    }
+
+    #[test]
+    fn a_name_that_is_cut_at_a_hyphen_has_no_two_in_a_row() {
+        let key = ServiceKey::new("shop", "nothing-set");
+        let group = target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv4));
+        assert!(group.starts_with(&format!("{}nothing-80-", cluster_prefix("demo"))), "{group}");
     }
 
     #[test]
