@@ -67,6 +67,10 @@ bench-rules: prepare ## Measure loading and changing rules beside kube-proxy (as
 	cargo build --release --locked
 	$(PREPARED) "$$WEIR_PYTHON" benches/rules.py $(ARGS)
 
+.PHONY: compare-lbc
+compare-lbc: prepare build ## Compare with the AWS Load Balancer Controller (ten minutes, no part of `test`); LBC=its program
+	$(PREPARED) "$$WEIR_PYTHON" tests/compare_lbc.py --lbc "$(LBC)" $(ARGS)
+
 .PHONY: image
 image: ## Build both images with Docker; a release: REGISTRY=host/path PLATFORMS=linux/amd64,linux/arm64 OUTPUT=type=registry
 	for target in controller node; do \

@@ -1,4 +1,4 @@
-"""Capacity reservations of load balancers: unknown to moto but for one answer, the same for all. Provisioned at once."""
+"""Capacity reservations of load balancers. moto has one answer for all of them; here they are provisioned at once."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -108,8 +108,7 @@ def check_scheme(context: Any, scheme: str | None, vpc_id: str) -> None:
 
 
 def check_source_nat(kind: str, source_nat: str, wanted: Mapping[str, Mapping[str, str]]) -> None:
-    """ "The IP address type must be dualstack" (CreateLoadBalancer, EnablePrefixForIpv6SourceNat); single prefixes need it
-    on."""
+    """ "The IP address type must be dualstack" (API reference); a prefix for one subnet is for where it is on."""
     if source_nat == "on" and kind != "dualstack":
         raise refuse("InvalidConfigurationRequest", "IPv6 source NAT prefixes need the IP address type 'dualstack'")
     if source_nat != "on" and any(mapping.get("SourceNatIpv6Prefix") for mapping in wanted.values()):
