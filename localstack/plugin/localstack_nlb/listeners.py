@@ -88,7 +88,7 @@ def check_groups(backend: ELBv2Backend, balancer: FakeLoadBalancer, protocol: st
                 f"Listener protocol '{protocol}' is not supported with a target group with the protocol '{group.protocol}'",
             )
         if group.ip_address_type == "ipv6" and balancer.ip_address_type != "dualstack":
-            raise refuse("InvalidConfigurationRequest", f"Target group '{arn}' is of type ipv6, the load balancer is not")
+            raise refuse("InvalidConfigurationRequest", f"Target group '{arn}' is ipv6, the load balancer is not")
         if set(group.load_balancer_arns) - {balancer.arn}:
             raise refuse(
                 "TargetGroupAssociationLimit",
@@ -97,7 +97,7 @@ def check_groups(backend: ELBv2Backend, balancer: FakeLoadBalancer, protocol: st
 
 
 def check_tls(backend: ELBv2Backend, protocol: str, request: Request, before: FakeListener | None = None) -> None:
-    """What belongs to TLS is refused elsewhere. A listener that becomes TLS needs its certificate, and a changed one its
+    """What belongs to TLS is refused elsewhere. A listener that becomes TLS needs a certificate, and a changed one its
     policy too ("you must add the security policy and default certificate properties", ModifyListener)."""
     certificates, policy = request.get("Certificates") or [], request.get("SslPolicy")
     alpn = [name for name in request.get("AlpnPolicy") or [] if name != "None"]
@@ -212,7 +212,7 @@ def secure_listener(context: Any, request: Request) -> FakeListener:
 
 
 def add_certificates(context: Any, request: Request) -> dict:
-    """One that is in the list already is no error; moto takes it twice, and any that does not exist. The default one may
+    """One that is in the list already is no error; moto takes it twice, and any that does not exist. The default may
     be in the list as well, and is shown twice then."""
     listener, backend = secure_listener(context, request), balancing(context)
     check_certificates(backend, request["Certificates"])

@@ -61,7 +61,7 @@ def find_group(context: Any, arn: str) -> FakeTargetGroup:
 
 
 def check_health_check(request: Request, group: FakeTargetGroup | None = None) -> None:
-    """Ranges as in the API reference; checks are TCP, HTTP or HTTPS. moto takes any number and UDP checks, and a path or
+    """Ranges as in the API reference; checks are TCP, HTTP or HTTPS. moto takes any number and UDP checks, and path or
     matcher for a TCP check. `group` is the one that the request changes."""
     for field, (low, high) in RANGES.items():
         value = request.get(field)
@@ -189,7 +189,7 @@ def check_attribute(group: FakeTargetGroup, key: str, value: str) -> None:
             raise refuse("ValidationError", f"Target group attribute '{key}' must be one of {quoted(CROSS_ZONE)}")
     elif key == "stickiness.type":
         if value != "source_ip":
-            raise refuse("InvalidConfigurationRequest", f"Stickiness type '{value}' is not supported for {group.protocol}")
+            raise refuse("InvalidConfigurationRequest", f"Stickiness type '{value}' is not one of {group.protocol}")
     elif value not in ("true", "false"):
         raise refuse("ValidationError", f"Target group attribute '{key}' must be true or false, not '{value}'")
     if (key, value) == ("preserve_client_ip.enabled", "false") and group.protocol in ("UDP", "TCP_UDP"):

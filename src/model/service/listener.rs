@@ -116,7 +116,7 @@ pub(super) fn parse_tls(
             problems.push(Problem::new(annotation::SSL_PORTS, text, wrong, "a certificate too"));
         }
         for key in [annotation::SSL_POLICY, annotation::ALPN_POLICY, annotation::BACKEND_PROTOCOL] {
-            if let Some(text) = annotations.text(key).filter(|text| !["None", "tcp"].contains(text)) {
+            if let Some(text) = annotations.text(key).filter(|text| !["None", "tcp", "http", "https"].contains(text)) {
                 warnings.push(format!("{key}: {text:?} is ignored; no listener is TLS"));
             }
         }

@@ -285,7 +285,7 @@ fn tls() {
     assert_eq!(protocols(&all), [(53, udp, udp), (80, Protocol::Tls, tcp), (443, Protocol::Tls, tcp)]);
     assert_eq!(all.ports[&80].tls.as_ref().unwrap().alpn, None);
     let none = parsed(&[(annotation::BACKEND_PROTOCOL, "https"), (annotation::ALPN_POLICY, "HTTP1Only")]);
-    assert_eq!(none.warnings.len(), 3, "{:?}", none.warnings);
+    assert_eq!(none.warnings.len(), 2, "{:?}", none.warnings);
 }
 
 #[test]
