@@ -248,6 +248,11 @@ impl State {
         self.written.insert(name.into(), self.clock);
     }
 
+    /// Whether a name was written after write number `since`.
+    pub fn is_written_since(&self, name: &str, since: u64) -> bool {
+        self.written.get(name).is_some_and(|write| *write > since)
+    }
+
     /// The number of the last write, to tell a reading that began before a write from one that began after it.
     pub const fn now(&self) -> u64 {
         self.clock

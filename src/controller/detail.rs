@@ -66,6 +66,14 @@ impl Detail {
         Self::TargetGroup { name: group.name.clone(), arn: group.arn.clone() }
     }
 
+    /// The name under which writes to it are remembered.
+    fn subject(&self) -> &str {
+        match self {
+            Self::Balancer { name, .. } | Self::TargetGroup { name, .. } => name,
+            Self::Listener { balancer, .. } | Self::Certificates { balancer, .. } => balancer,
+        }
+    }
+
     fn attributes_of(balancer: &Balancer) -> Self {
         Self::Balancer { name: balancer.name.clone(), arn: balancer.arn.clone() }
     }
@@ -181,9 +189,9 @@ pub async fn read(account: &Account, details: &[Detail]) -> Vec<AwsError> {
     for detail in details {
         let began = account.state().now();
         match detail.read(account).await {
-            // A write of ours in between is newer.
-            Ok(found) if account.state().now() == began => detail.record(account, found),
-            Ok(_) => {}
+            // A write of ours to it in between is newer.
+            Ok(_) if account.state().is_written_since(detail.subject(), began) => {}
+            Ok(found) => detail.record(account, found),
             // Deleted in between; the next listing takes note.
             Err(error) if error.class == Class::Missing => {}
             Err(error) => errors.push(error),

@@ -930,6 +930,15 @@ fn an_instance_that_moves_between_groups_is_in_the_second() {
 }
 
 #[test]
+fn a_write_makes_no_reading_of_something_else_old() {
+    let mut state = State::default();
+    let began = state.now();
+    state.touch("x");
+    assert!(state.is_written_since("x", began) && !state.is_written_since("y", began));
+    assert!(!state.is_written_since("x", state.now()));
+}
+
+#[test]
 fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
     let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]);
     let age = |second, service: &str| (Timestamp::from_second(second).unwrap(), service.to_owned(), 80);
