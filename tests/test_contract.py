@@ -1,18 +1,22 @@
-"""Every statement of the service proxy contract is shown by a test, or listed with the reason why not."""
+"""Every statement of the contracts is shown by a test, or listed with the reason why not."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
-STATEMENTS = range(1, 97)
+#: Of the service proxy, and reports from the field.
+STATEMENTS = {"P": range(1, 97), "R": range(1, 59)}
 
 
-def numbers(text: str) -> set[int]:
+def numbers(text: str, letter: str) -> set[int]:
     """Those named in a text: P7, p7_in_a_name, and each of P7 to P9 or P7–P9."""
     found = set()
-    for first, last in re.findall(r"\b[Pp](\d+)(?:\s*(?:–|to)\s*P(\d+))?(?=\b|_)", text):
+    either = f"[{letter}{letter.lower()}]"
+    for first, last in re.findall(rf"\b{either}(\d+)(?:\s*(?:–|to)\s*{letter}(\d+))?(?=\b|_)", text):
         found |= set(range(int(first), int(last or first) + 1))
     return found
 
@@ -25,15 +29,31 @@ def part_with_tests(path: Path) -> str:
     return text.partition("#[cfg(test)]")[2]
 
 
-def test_every_statement_is_tested_or_excepted() -> None:
+def part_without_tests(path: Path) -> str:
+    return "" if path.name == "tests.rs" else path.read_text().partition("#[cfg(test)]")[0]
+
+
+@pytest.mark.parametrize(
+    ("letter", "document", "heading"),
+    [("P", "node.md", "## The contract's numbers"), ("R", "field-reports.md", "## Without a test")],
+)
+def test_every_statement_is_tested_or_excepted(letter: str, document: str, heading: str) -> None:
     shown = set()
     for path in [*ROOT.glob("src/**/*.rs"), *ROOT.glob("tests/*.rs")]:
-        shown |= numbers(part_with_tests(path))
+        shown |= numbers(part_with_tests(path), letter)
     for path in ROOT.glob("tests/test_*.py"):
         if path != Path(__file__):
-            shown |= numbers(path.read_text())
-    _, _, listed = (ROOT / "docs" / "node.md").read_text().partition("## The contract's numbers")
-    excepted = {number for row in re.findall(r"^\| (P[^|]+)\|", listed, re.MULTILINE) for number in numbers(row)}
+            shown |= numbers(path.read_text(), letter)
+    _, _, listed = (ROOT / "docs" / document).read_text().partition(heading)
+    rows = re.findall(rf"^\| ({letter}[^|]+)\|", listed, re.MULTILINE)
+    excepted = {number for row in rows for number in numbers(row, letter)}
     assert excepted
-    assert not sorted(set(STATEMENTS) - shown - excepted)
+    assert not sorted(set(STATEMENTS[letter]) - shown - excepted)
     assert not sorted(excepted & shown), "listed as not shown, but a test names it"
+
+
+def test_no_partition_is_taken_for_granted() -> None:
+    """R54: aws-cn and aws-us-gov have ARNs and endpoints of their own. Labels of EKS are the same everywhere."""
+    for path in ROOT.glob("src/**/*.rs"):
+        code = part_without_tests(path).replace("eks.amazonaws.com/", "")
+        assert "arn:aws:" not in code and "amazonaws.com" not in code, path

@@ -69,7 +69,7 @@ impl Detail {
     /// The name under which writes to it are remembered.
     fn subject(&self) -> &str {
         match self {
-            Self::Balancer { name, .. } | Self::TargetGroup { name, .. } => name,
+            Self::Balancer { name, .. } | Self::Capacity { name, .. } | Self::TargetGroup { name, .. } => name,
             Self::Listener { balancer, .. } | Self::Certificates { balancer, .. } => balancer,
         }
     }
