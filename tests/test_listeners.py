@@ -232,7 +232,7 @@ MISTAKES = (
     Mistake("ssl-cert", ",", "names no certificate", CERTS),
     Mistake("ssl-ports", "443", f"is given without {ANNOTATION}ssl-cert", "a certificate too",
             spec={"ports": [{"name": "tls", "port": 443}]}),
-    Mistake("ssl-ports", "https", 'names "https", which is no port of the Service', "names or numbers of ports, or *",
+    Mistake("ssl-ports", "https", 'names "https", which is no port of the Service', "*, or some of main, 80",
             annotations=GIVEN),
     Mistake("ssl-ports", "53", 'names "53", whose protocol is TCP_UDP', "TCP ports", annotations=GIVEN,
             spec=dns("TCP", "UDP", node_port=30755)),
