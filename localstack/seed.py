@@ -76,6 +76,16 @@ class Account:
             self.ec2.associate_route_table(RouteTableId=route_table, SubnetId=subnet)
         return subnet
 
+    def add_ipv6(self, vpc_id: str, subnets: Iterable[str]) -> list[str]:
+        """Gives the VPC an IPv6 range and each of these subnets a /64 of it. Answers what those begin with."""
+        self.ec2.associate_vpc_cidr_block(VpcId=vpc_id, AmazonProvidedIpv6CidrBlock=True)
+        [vpc] = self.ec2.describe_vpcs(VpcIds=[vpc_id])["Vpcs"]
+        block = vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"].removesuffix("00::/56")
+        prefixes = [f"{block}{number:02x}" for number, _ in enumerate(subnets)]
+        for subnet, prefix in zip(subnets, prefixes, strict=True):
+            self.ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=f"{prefix}::/64")
+        return prefixes
+
     def create_node_group(self, vpc_id: str) -> str:
         """The security group on the nodes' interfaces."""
         return self.ec2.create_security_group(

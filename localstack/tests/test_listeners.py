@@ -218,6 +218,7 @@ def test_ipv6_targets_need_a_dualstack_load_balancer(world: World, arn: str, ref
     group = world.group_arn(IpAddressType="ipv6")
     assert world.shown_group(group)["IpAddressType"] == "ipv6"
     assert refusal(world.listener, balancer=arn, group=group).code == "InvalidConfigurationRequest"
+    world.account.add_ipv6(world.vpc, world.subnets)
     world.elb.set_ip_address_type(LoadBalancerArn=arn, IpAddressType="dualstack")
     world.listener(arn, group)
 

@@ -14,6 +14,9 @@ Request = Mapping[str, Any]
 def modify_reservation(context: Any, request: Request) -> dict:
     """ "You must include at least one MinimumLoadBalancerCapacity or ResetCapacityReservation" (API reference)."""
     balancer = find_balancer(context, request["LoadBalancerArn"])
+    balancer.activate()
+    if balancer.state != "active":
+        raise refuse("InvalidConfigurationRequest", f"Load balancer '{balancer.arn}' is not active")
     wanted, resets = request.get("MinimumLoadBalancerCapacity"), request.get("ResetCapacityReservation")
     if not wanted and not resets:
         raise refuse("ValidationError", "Specify a minimum load balancer capacity or a reset of the reservation")

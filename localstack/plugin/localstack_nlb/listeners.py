@@ -10,6 +10,7 @@ from moto.elbv2.models import ELBv2Backend, FakeAction, FakeListener, FakeLoadBa
 from moto.elbv2.responses import SSL_POLICIES
 
 from localstack_nlb.accounts import balancing, quoted, refuse
+from localstack_nlb.addresses import check_listener
 from localstack_nlb.paging import page
 from localstack_nlb.tags import check_tags
 
@@ -139,6 +140,8 @@ def create_listener(context: Any, request: Request) -> dict:
     for known in balancer.listeners.values():
         if int(known.port) == port and getattr(known, "settings", None) == dict(request):
             return {"Listeners": [shown(known)]}
+    if balancer.type == "network":
+        check_listener(balancer, protocol)
     check_port(balancer, port)
     if len(balancer.listeners) >= LIMIT:
         raise refuse("TooManyListeners", f"The maximum number of listeners per load balancer is {LIMIT}")
@@ -164,6 +167,7 @@ def modify_listener(context: Any, request: Request) -> dict:
     if protocol not in FITTING:
         raise refuse("ValidationError", f"Listener protocol '{protocol}' must be one of {quoted(sorted(FITTING))}")
     actions = [FakeAction(data) for data in copied(request.get("DefaultActions") or [])] or listener.default_actions
+    check_listener(balancer, protocol)
     check_port(balancer, int(request.get("Port") or listener.port), itself=listener)
     check_tls(backend, protocol, request, before=listener)
     check_groups(backend, balancer, protocol, targets_of(actions))

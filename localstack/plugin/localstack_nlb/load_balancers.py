@@ -11,7 +11,7 @@ from localstack.utils.patch import patch
 from moto.elbv2.exceptions import LoadBalancerNotFoundError
 from moto.elbv2.models import AvailabilityZone, ELBv2Backend, FakeLoadBalancer
 
-from localstack_nlb import network_interfaces
+from localstack_nlb import addresses, network_interfaces
 from localstack_nlb.accounts import balancing, network, network_of, now, quoted, refuse
 from localstack_nlb.settings import SETTINGS
 from localstack_nlb.tags import check_tags, tag_map
@@ -124,7 +124,7 @@ def settings_of(request: Request) -> tuple:
         request.get("Scheme"),
         request.get("IpAddressType"),
         request.get(SOURCE_NAT),
-        sorted(mappings_asked(request)),
+        sorted((subnet, sorted(mapping.items())) for subnet, mapping in mappings_asked(request).items()),
         sorted(request.get("SecurityGroups") or []),
         tag_map(request),
     )
@@ -150,6 +150,9 @@ def create_load_balancer(context: Any, request: Request) -> dict:
                 "DuplicateLoadBalancerName",
                 f"A load balancer with the same name '{name}' exists, but with different settings",
             )
+    if request.get("Type") == "network":
+        kind, source_nat = request.get("IpAddressType") or "ipv4", request.get(SOURCE_NAT) or "off"
+        addresses.check(context, subnets, wanted, request.get("Scheme") or "internet-facing", kind, source_nat)
     result = call_moto(context)
     shown = result["LoadBalancers"][0]
     balancer = backend.load_balancers[shown["LoadBalancerArn"]]
@@ -291,6 +294,9 @@ def set_subnets(context: Any, request: Request) -> dict:
     kind = request.get("IpAddressType") or balancer.ip_address_type
     source_nat = request.get(SOURCE_NAT) or getattr(balancer, "enable_prefix_for_ipv6_source_nat", "off")
     check_source_nat(kind, source_nat, wanted)
+    if balancer.type == "network":
+        addresses.check_kept(balancer, wanted, kind)
+        addresses.check(context, subnets, wanted, balancer.scheme, kind, source_nat, balancer)
     balancer.subnets, balancer.mappings, balancer.settings = subnets, wanted, None
     balancer.ip_address_type = kind
     if balancer.type == "network":
@@ -300,8 +306,14 @@ def set_subnets(context: Any, request: Request) -> dict:
 
 
 def set_ip_address_type(context: Any, request: Request) -> dict:
+    """A network load balancer must fit the new type: IPv6 in each subnet, source NAT for UDP."""
+    balancer = find_balancer(context, request["LoadBalancerArn"])
+    if balancer.type == "network":
+        kind, source_nat = request["IpAddressType"], getattr(balancer, "enable_prefix_for_ipv6_source_nat", "off")
+        check_source_nat(kind, source_nat, {})
+        addresses.check(context, balancer.subnets, balancer.mappings, balancer.scheme, kind, source_nat, balancer)
     result = call_moto(context)
-    find_balancer(context, request["LoadBalancerArn"]).settings = None
+    balancer.settings = None
     return result
 
 
@@ -340,11 +352,11 @@ def _zones_with_addresses(self: FakeLoadBalancer) -> list[AvailabilityZone]:
     ec2 = network_of(_Place(self.arn))
     for zone in zones:
         mapping = network_interfaces.mapping_of(self, zone.subnet_id)
-        chosen = {
-            key: mapping[key] for key in ("AllocationId", "PrivateIPv4Address", "IPv6Address") if mapping.get(key)
-        }
+        chosen = addresses.chosen(mapping)
         if allocation := chosen.get("AllocationId"):
-            chosen["IpAddress"] = next(a.public_ip for a in ec2.addresses if a.allocation_id == allocation)
+            # An address that was released meanwhile is nobody's.
+            found = [address.public_ip for address in ec2.addresses if address.allocation_id == allocation]
+            chosen |= {"IpAddress": address for address in found}
         zone.load_balancer_addresses = [chosen] if chosen else []
         zone.source_nat_ipv6_prefixes = source_nat_prefixes(self, zone, ec2.get_subnet(zone.subnet_id))
     return zones
