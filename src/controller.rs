@@ -13,5 +13,6 @@ pub mod plan;
 pub mod reconcile;
 pub mod report;
 pub mod run;
+pub mod shares;
 pub mod standing;
 pub mod targets;

@@ -68,6 +68,9 @@ impl Class {
     }
 }
 
+/// What the resource of a call begins with that failed for the bucket of access logs.
+pub const BUCKET: &str = "bucket ";
+
 /// A call that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct AwsError {
@@ -94,9 +97,13 @@ impl fmt::Display for AwsError {
             Class::Quota => write!(f, "an AWS quota is used up: {action} on {resource} ({code}: {message})"),
             Class::Conflict if code == "OperationNotPermitted" && self.is_kept_balancer() => write!(
                 f,
-                "load balancer {resource} is protected against deletion; switch the attribute \
-                 deletion_protection.enabled off to let it go ({code}: {message})"
+                "load balancer {resource} is protected against deletion; to let it go, write \
+                 deletion_protection.enabled=false into the annotation aws-load-balancer-attributes, or switch that \
+                 attribute off in AWS ({code}: {message})"
             ),
+            Class::Invalid if resource.starts_with(BUCKET) => {
+                write!(f, "ELB cannot write to {resource}: {message} ({code})")
+            }
             Class::Throttled => write!(f, "AWS throttles {action} on {resource} ({code}: {message})"),
             _ => write!(f, "{action} on {resource} failed ({code}: {message})"),
         }
@@ -205,6 +212,19 @@ mod tests {
         let words = "Trying to update too many Load Balancers/Target Groups at once. The limit is 10";
         assert_eq!(classify("ValidationError", words, 400), Class::Throttled);
         assert_eq!(classify("ValidationError", "something else", 400), Class::Invalid);
+    }
+
+    #[test]
+    fn a_bucket_that_elb_cannot_write_to_is_named() {
+        let error = AwsError {
+            action: "elasticloadbalancing:ModifyLoadBalancerAttributes",
+            resource: format!("{BUCKET}logs"),
+            class: Class::Invalid,
+            code: "InvalidConfigurationRequest".into(),
+            message: "Access Denied for bucket: logs".into(),
+        };
+        let sentence = "ELB cannot write to bucket logs: Access Denied for bucket: logs (InvalidConfigurationRequest)";
+        assert_eq!(error.to_string(), sentence);
     }
 
     #[test]

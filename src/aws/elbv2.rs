@@ -36,6 +36,8 @@ pub struct Registration {
     pub registered: BTreeSet<InstanceId>,
     /// Instances that AWS does not take, and its words.
     pub unfit: BTreeMap<InstanceId, String>,
+    /// What AWS says where a quota keeps it from taking the rest.
+    pub full: Option<AwsError>,
 }
 
 impl Aws {
@@ -406,7 +408,8 @@ impl Aws {
         let made =
             made.ok_or_else(|| AwsError::incomplete("elasticloadbalancing:CreateListener", balancer.as_str()))?;
         // Nothing else can have been set yet.
-        Ok(Listener { certificates: Some(BTreeSet::new()), attributes: Some(Attributes::new()), ..made })
+        let (certificates, attributes) = (Some(BTreeSet::new()), Some(Attributes::new()));
+        Ok(Listener { certificates, attributes, tags: Some(tags.clone()), ..made })
     }
 
     /// Changes a listener, all of it in one call.
@@ -440,6 +443,7 @@ impl Aws {
             policy: tls.map(|tls| tls.policy.clone()),
             alpn: tls.and_then(|tls| tls.alpn.clone()),
             certificates: None,
+            tags: None,
             attributes: None,
         })
     }
@@ -619,6 +623,15 @@ impl Aws {
                         chunks.push(good);
                     }
                 }
+                Err(error) if error.code == "TooManyTargets" => {
+                    // As many as there is room for.
+                    if chunk.len() == 1 {
+                        outcome.full = Some(error);
+                        break;
+                    }
+                    let rest = chunk.split_off(chunk.len() / 2);
+                    chunks.extend([rest, chunk]);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -735,6 +748,7 @@ fn listener(shown: &SdkListener) -> Option<(u16, Listener)> {
         alpn: shown.alpn_policy().iter().find(|policy| *policy != NO_ALPN).cloned(),
         // Only TLS has any.
         certificates: (!is_tls).then(BTreeSet::new),
+        tags: None,
         attributes: None,
     };
     Some((port, listener))

@@ -51,6 +51,8 @@ reasons! {
     SubnetsChanging: Service Normal,
     /// Somebody undoes what weir writes; the note says what, and weir does it more and more seldom.
     Contested: Service Warning,
+    /// Nodes are in a zone in which the load balancer has no subnet, so that they get no traffic.
+    ZoneWithoutSubnet: Service Warning,
     /// A change cannot be made without an interruption; the note says which.
     Interruption: Service Warning,
     /// AWS could not set the load balancer up; the note has its reason.
@@ -63,6 +65,8 @@ reasons! {
     AutoScalingGroupRefuses: Service Warning,
     /// Somebody else detaches this Service's target group again and again.
     AttachmentRemovedByOthers: Service Warning,
+    /// AWS takes no more targets for the load balancer; those there are have been shared out among the Service's ports.
+    TargetQuotaUsedUp: Service Warning,
     /// No node can be a target, so the load balancer has none.
     NoTargetNode: Service Warning,
     /// AWS does not know something that weir made or was told of.

@@ -17,6 +17,7 @@ use super::facts::{Asked, Facts, NodeGroups, choose_node_group};
 use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState, TargetGroup};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
 use super::plan::{AttributesOf, Step};
+use super::shares;
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
 use crate::aws::ec2::Instance;
@@ -109,6 +110,8 @@ pub struct State {
     stripped: BTreeMap<(AsgName, TargetGroupArn), Vec<Instant>>,
     /// Instances that AWS did not take.
     pub unfit: BTreeMap<InstanceId, Unfit>,
+    /// How many instances a target group may have beside those of attachments, and until when that holds.
+    pub shares: BTreeMap<TargetGroupArn, (usize, Instant)>,
     /// Load balancers that are not ours, since when we know.
     pub foreign: BTreeMap<LoadBalancerArn, Instant>,
     /// Numbers our writes.
@@ -317,6 +320,7 @@ impl State {
         let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
         self.targets.retain(|arn, _| lives.contains(arn));
         self.seniority.retain(|arn, _| lives.contains(arn));
+        self.shares.retain(|arn, _| lives.contains(arn));
         self.membership
             .retain(|instance, _| self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance)));
         let after = members(observed);
@@ -419,7 +423,9 @@ impl State {
         let refusing = self.refusing.iter().filter(|(_, refused)| refused.until > now);
         let refusing = refusing.map(|(name, refused)| (name.clone(), refused.words.clone())).collect();
         let unfit = self.unfit.iter().filter(|(_, entry)| entry.until > now).map(|(id, _)| id.clone()).collect();
-        place(&self.scene(cluster, &refusing, &unfit))
+        let shares = self.shares.iter().filter(|(_, (_, until))| *until > now);
+        let shares = shares.map(|(arn, (most, _))| (arn.clone(), *most)).collect();
+        place(&self.scene(cluster, &refusing, &unfit, &shares))
     }
 
     fn scene<'a>(
@@ -427,6 +433,7 @@ impl State {
         cluster: &'a str,
         refusing: &'a BTreeMap<AsgName, String>,
         unfit: &'a BTreeSet<InstanceId>,
+        shares: &'a BTreeMap<TargetGroupArn, usize>,
     ) -> Scene<'a> {
         Scene {
             cluster,
@@ -438,6 +445,7 @@ impl State {
             leaving: &self.leaving,
             refusing,
             unfit,
+            shares,
         }
     }
 
@@ -450,8 +458,8 @@ impl State {
         listed: &BTreeSet<InstanceId>,
         complete: bool,
     ) {
-        let (refusing, unfit) = (BTreeMap::new(), BTreeSet::new());
-        let scene = self.scene(cluster, &refusing, &unfit);
+        let (refusing, unfit, shares) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let scene = self.scene(cluster, &refusing, &unfit, &shares);
         let mut targets = Targets { known: true, ..Targets::default() };
         let mut strangers = listed.clone();
         for worker in self.workers.values() {
@@ -492,6 +500,22 @@ impl State {
         expelled.extend(held);
     }
 
+    /// Deals out the targets there are among the target groups of a Service, since AWS takes no more for one of them.
+    /// Returns whether that changed anything.
+    pub fn share_out(&mut self, cluster: &str, arn: &TargetGroupArn, now: Instant) -> bool {
+        let owner = |group: &TargetGroup| ownership::owner(cluster, &group.tags);
+        let Some(whose) = self.observed.target_group(arn).and_then(owner) else { return false };
+        let groups = self.observed.target_groups.values();
+        let theirs = groups.filter(|group| group.intent == Intent::Serve && owner(group).as_ref() == Some(&whose));
+        let dealt = shares::deal(&theirs.map(|group| group.arn.clone()).collect(), &self.targets);
+        let is_news = |(arn, most): (&TargetGroupArn, &usize)| {
+            self.shares.get(arn).is_none_or(|(known, until)| known != most || *until <= now)
+        };
+        let changed = dealt.iter().any(is_news);
+        self.shares.extend(dealt.into_iter().map(|(arn, most)| (arn, (most, now + shares::LIFETIME))));
+        changed
+    }
+
     /// Takes note of an instance that AWS did not take.
     pub fn record_unfit(&mut self, instance: InstanceId, words: String, now: Instant) {
         let entry =
@@ -524,8 +548,8 @@ impl State {
 
     /// Auto Scaling groups of nodes whose network has been read, and of those whose has not.
     fn nodes_by_network(&self, cluster: &str) -> (Vec<Option<AsgName>>, Vec<Option<AsgName>>) {
-        let (refusing, unfit) = (BTreeMap::new(), BTreeSet::new());
-        let scene = self.scene(cluster, &refusing, &unfit);
+        let (refusing, unfit, shares) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let scene = self.scene(cluster, &refusing, &unfit, &shares);
         let (mut read, mut unread) = (Vec::new(), Vec::new());
         for worker in self.workers.values().filter(|worker| worker.eligible) {
             let Ok(instance) = &worker.instance else { continue };

@@ -7,7 +7,7 @@ use backon::{ExponentialBuilder, Retryable};
 use super::account::{Account, State, StepError};
 use super::observed::{Carried, Outcome};
 use super::plan::{AttributesOf, Resource, Step};
-use crate::aws::classify::{AwsError, Class};
+use crate::aws::classify::{AwsError, BUCKET, Class};
 use crate::aws::ec2::RULE_MARK;
 use crate::model::attribute::Attributes;
 use crate::model::id::{ListenerArn, LoadBalancerArn, SecurityGroupId, TargetGroupArn};
@@ -174,7 +174,9 @@ async fn modify_attributes(account: &Account, of: &AttributesOf, attributes: &At
     match of {
         AttributesOf::Balancer(name) => {
             let arn = balancer_arn(&account.state(), name)?;
-            aws.modify_balancer_attributes(&arn, attributes).await?;
+            let known = account.state().observed.balancers.get(name).and_then(|known| known.attributes.clone());
+            let refusal = aws.modify_balancer_attributes(&arn, attributes).await;
+            refusal.map_err(|error| about_bucket(error, attributes, &known.unwrap_or_default()))?;
         }
         AttributesOf::TargetGroup(name) => {
             let arn = target_group_arn(&account.state(), name)?;
@@ -186,6 +188,18 @@ async fn modify_attributes(account: &Account, of: &AttributesOf, attributes: &At
         }
     }
     Ok(())
+}
+
+/// Names the bucket where that is what AWS refuses.
+fn about_bucket(error: AwsError, attributes: &Attributes, known: &Attributes) -> AwsError {
+    const NAME: &str = "access_logs.s3.bucket";
+    let sets_logs = attributes.keys().any(|key| key.starts_with("access_logs."));
+    match attributes.get(NAME).or_else(|| known.get(NAME)) {
+        Some(bucket) if sets_logs && error.code == "InvalidConfigurationRequest" => {
+            AwsError { resource: format!("{BUCKET}{bucket}"), ..error }
+        }
+        _ => error,
+    }
 }
 
 /// Deletes a load balancer of ours. Where endpoint services keep it, they are named.
@@ -271,6 +285,7 @@ fn arn_of(state: &State, resource: &Resource) -> Result<Tagged, StepError> {
     match resource {
         Resource::Balancer(name) => Ok(Tagged::Elb(balancer_arn(state, name)?.to_string())),
         Resource::TargetGroup(name) => Ok(Tagged::Elb(target_group_arn(state, name)?.to_string())),
+        Resource::Listener(balancer, port) => Ok(Tagged::Elb(listener_arn(state, balancer, *port)?.to_string())),
         Resource::Group(name) => Ok(Tagged::Group(group_id(state, name)?)),
     }
 }

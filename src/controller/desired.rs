@@ -17,7 +17,7 @@ use crate::model::attribute::Attributes;
 use crate::model::family::Family;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::name;
-use crate::model::node::Labels;
+use crate::model::node::{Labels, Worker, ZONE_LABEL};
 use crate::model::ownership::{self, Owner, Role, Tags};
 use crate::model::service::{
     AddressType, HealthCheckSpec, HealthPort, HealthProtocol, Port, Protocol, Scheme, ServiceSpec, Tls,
@@ -287,6 +287,27 @@ pub fn node_rules(policy: &Policy, backend: &SecurityGroupId) -> BTreeSet<Ingres
         rules.insert(rule("tcp", policy.health_port, policy.health_port));
     }
     rules
+}
+
+/// Zones of nodes that may be targets, in which the load balancer has no subnet and which it does not reach from others.
+pub fn missing_zones<'a>(
+    workers: impl Iterator<Item = &'a Worker>,
+    spec: &ServiceSpec,
+    desired: &Desired,
+) -> BTreeSet<String> {
+    const CROSS_ZONE: &str = "load_balancing.cross_zone.enabled";
+    let is_on = |attributes: &Attributes| match attributes.get(CROSS_ZONE).map(String::as_str) {
+        Some("true") => Some(true),
+        Some("false") => Some(false),
+        _ => None,
+    };
+    let of_balancer = is_on(&spec.attributes).unwrap_or_default();
+    if spec.ports.values().all(|port| is_on(&port.attributes).unwrap_or(of_balancer)) {
+        return BTreeSet::new();
+    }
+    let may_serve = |worker: &&Worker| worker.eligible && worker.has_labels(&spec.node_labels);
+    let zones = workers.filter(may_serve).filter_map(|worker| worker.labels.get(ZONE_LABEL)).cloned();
+    zones.filter(|zone| !desired.balancer.subnets.contains_key(&Zone::from(zone.as_str()))).collect()
 }
 
 /// Refuses a name that others hold, and a change of the name of a load balancer that exists: AWS cannot rename one.

@@ -13,7 +13,7 @@ use super::observed::{Balancer, Listener, TargetGroup};
 use crate::aws::classify::{AwsError, Class};
 use crate::model::attribute::Attributes;
 use crate::model::id::{ListenerArn, LoadBalancerArn, TargetGroupArn};
-use crate::model::ownership::Tags;
+use crate::model::ownership::{Role, Tags, service_tags, tag_changes};
 use crate::model::service::{Protocol, ServiceSpec};
 use crate::telemetry::chain;
 
@@ -33,6 +33,8 @@ pub enum Detail {
     TargetGroup { name: String, arn: TargetGroupArn },
     /// Attributes of a listener.
     Listener { balancer: String, port: u16, arn: ListenerArn },
+    /// Tags of a listener.
+    Tags { balancer: String, port: u16, arn: ListenerArn },
     /// Certificates of a listener but its default one.
     Certificates { balancer: String, port: u16, arn: ListenerArn },
 }
@@ -41,6 +43,7 @@ enum Found {
     Attributes(Attributes),
     Capacity(i32),
     Certificates(BTreeSet<String>),
+    Tags(Tags),
 }
 
 impl Detail {
@@ -52,6 +55,10 @@ impl Detail {
             details.push(Self::capacity_of(balancer));
         }
         for (port, listener) in balancer.listeners.iter().flatten() {
+            // They cost a call each, and nobody but us has a use for them: once is enough.
+            if listener.tags.is_none() {
+                details.push(Self::tags_of_listener(balancer, *port, listener));
+            }
             if listener.protocol == Protocol::Tcp.as_str() {
                 details.push(Self::attributes_of_listener(balancer, *port, listener));
             } else if listener.protocol == Protocol::Tls.as_str() {
@@ -86,6 +93,10 @@ impl Detail {
         Self::Listener { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
     }
 
+    fn tags_of_listener(balancer: &Balancer, port: u16, listener: &Listener) -> Self {
+        Self::Tags { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
+    }
+
     fn certificates_of(balancer: &Balancer, port: u16, listener: &Listener) -> Self {
         Self::Certificates { balancer: balancer.name.clone(), port, arn: listener.arn.clone() }
     }
@@ -98,6 +109,10 @@ impl Detail {
             Self::TargetGroup { arn, .. } => Found::Attributes(aws.describe_target_group_attributes(arn).await?),
             Self::Listener { arn, .. } => Found::Attributes(aws.describe_listener_attributes(arn).await?),
             Self::Certificates { arn, .. } => Found::Certificates(aws.describe_certificates(arn).await?),
+            Self::Tags { arn, .. } => {
+                let found = aws.describe_tags(&[arn.to_string()]).await?;
+                Found::Tags(found.into_values().next().unwrap_or_default())
+            }
         })
     }
 
@@ -108,6 +123,7 @@ impl Detail {
             Self::Balancer { name, .. }
             | Self::Capacity { name, .. }
             | Self::Listener { balancer: name, .. }
+            | Self::Tags { balancer: name, .. }
             | Self::Certificates { balancer: name, .. } => Some(observed.balancers.get(name)?.tags.clone()),
             Self::TargetGroup { name, .. } => Some(observed.target_groups.get(name)?.tags.clone()),
         }
@@ -133,11 +149,17 @@ impl Detail {
                     group.attributes = Some(attributes);
                 }
             }
-            (Self::Listener { balancer, port, arn } | Self::Certificates { balancer, port, arn }, found) => {
+            (
+                Self::Listener { balancer, port, arn }
+                | Self::Certificates { balancer, port, arn }
+                | Self::Tags { balancer, port, arn },
+                found,
+            ) => {
                 let listener = observed.listener_mut(balancer, *port).filter(|listener| listener.arn == *arn);
                 match (listener, found) {
                     (Some(listener), Found::Attributes(attributes)) => listener.attributes = Some(attributes),
                     (Some(listener), Found::Certificates(others)) => listener.certificates = Some(others),
+                    (Some(listener), Found::Tags(tags)) => listener.tags = Some(tags),
                     (None, _) | (_, Found::Capacity(_)) => {}
                 }
             }
@@ -158,8 +180,14 @@ fn unknown(account: &Account, spec: &ServiceSpec) -> Vec<Detail> {
         if balancer.capacity.is_none() && spec.capacity != 0 {
             details.push(Detail::capacity_of(balancer));
         }
+        let wanted_tags = service_tags(&account.policy.cluster, &spec.owner, Role::Balancer, &spec.tags);
+        let (to_set, to_remove) = tag_changes(&wanted_tags, &balancer.tags);
+        let changes_tags = !to_set.is_empty() || !to_remove.is_empty();
         for (port, listener) in balancer.listeners.iter().flatten() {
             let Some(wanted) = spec.ports.get(port) else { continue };
+            if listener.tags.is_none() && changes_tags {
+                details.push(Detail::tags_of_listener(balancer, *port, listener));
+            }
             if listener.attributes.is_none() && !wanted.listener_attributes.is_empty() {
                 details.push(Detail::attributes_of_listener(balancer, *port, listener));
             }

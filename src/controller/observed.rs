@@ -177,12 +177,17 @@ pub struct Listener {
     pub certificates: Option<BTreeSet<String>>,
     /// Its attributes; `None` until they have been read.
     pub attributes: Option<Attributes>,
+    /// Its tags; `None` until they have been read.
+    pub tags: Option<Tags>,
 }
 
 impl Listener {
     /// What another listing does not show is what it was, unless the protocol is another one: AWS drops certificates with
     /// TLS (ELB API, `ModifyListener`), and says nothing of attributes.
     pub fn keep(&mut self, before: &Self) {
+        if self.arn == before.arn {
+            self.tags = self.tags.take().or_else(|| before.tags.clone());
+        }
         if self.arn == before.arn && self.protocol == before.protocol {
             self.certificates = self.certificates.take().or_else(|| before.certificates.clone());
             self.attributes = self.attributes.take().or_else(|| before.attributes.clone());
@@ -622,6 +627,7 @@ impl Observed {
         match resource {
             Resource::Balancer(name) => Some(&mut self.balancers.get_mut(name)?.tags),
             Resource::TargetGroup(name) => Some(&mut self.target_groups.get_mut(name)?.tags),
+            Resource::Listener(balancer, port) => self.listener_mut(balancer, *port)?.tags.as_mut(),
             Resource::Group(name) => Some(&mut self.groups.get_mut(name)?.tags),
         }
     }

@@ -25,6 +25,7 @@ use std::fmt;
 use jiff::Timestamp;
 
 use super::observed::{Asg, Intent, Observed, SourceState, TargetGroup};
+use super::shares::keep_within;
 use crate::cluster::reason::Reason;
 use crate::model::annotation;
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
@@ -69,6 +70,8 @@ pub struct Scene<'a> {
     pub refusing: &'a BTreeMap<AsgName, String>,
     /// Instances that AWS refused as targets a moment ago.
     pub unfit: &'a BTreeSet<InstanceId>,
+    /// How many instances a target group may have that no attachment accounts for, where a quota is used up.
+    pub shares: &'a BTreeMap<TargetGroupArn, usize>,
 }
 
 /// The order in which target groups get slots.
@@ -108,6 +111,8 @@ pub enum Note {
     Refuses(AsgName, String),
     /// Somebody else detaches the target group again and again.
     Stripped(AsgName),
+    /// A quota of targets is used up.
+    Full { has: usize, of: usize },
     /// There is nothing to send traffic to.
     NoNode,
     /// There are nodes, and none has the labels that the Service asks for.
@@ -121,6 +126,7 @@ impl Note {
             Self::NoSlot(_) => Reason::AutoScalingGroupFull,
             Self::ElbHealthCheck(_) => Reason::AutoScalingGroupUsesElbHealth,
             Self::Refuses(..) => Reason::AutoScalingGroupRefuses,
+            Self::Full { .. } => Reason::TargetQuotaUsedUp,
             Self::Stripped(_) => Reason::AttachmentRemovedByOthers,
             Self::NoNode | Self::NoNodeWith(_) => Reason::NoTargetNode,
         }
@@ -147,6 +153,11 @@ impl fmt::Display for Note {
                 "something else manages the target groups of Auto Scaling group {asg}: it took this Service's off \
                  three times within an hour. Have it ignore them (Terraform: ignore_changes on traffic_source and \
                  target_group_arns)"
+            ),
+            Self::Full { has, of } => write!(
+                f,
+                "AWS takes no more targets for the load balancer: {has} of {of} nodes are targets of this port, so that \
+                 every port has some. A higher quota helps, or fewer nodes by aws-load-balancer-target-node-labels"
             ),
             Self::NoNode => f.write_str("no node of the cluster can be a target, so the load balancer has none"),
             Self::NoNodeWith(labels) => {
@@ -414,6 +425,13 @@ fn targets(
         };
         let is_node = |instance: &InstanceId| nodes.iter().any(|node| node.instance == instance);
         deregister.extend(gone.filter(|instance| is_node(instance) || !held(instance)).cloned());
+    }
+    if let Some(most) = scene.shares.get(arn) {
+        let asked = known.direct.len() + register.len();
+        keep_within(*most, &known.direct, &mut register, &mut deregister);
+        if asked > *most {
+            placement.notes.entry(arn.clone()).or_default().insert(Note::Full { has: *most, of: asked });
+        }
     }
     let acts = !register.is_empty() || !deregister.is_empty();
     // A detachment that ended may have taken out what was registered meanwhile, and what was registered for labels that

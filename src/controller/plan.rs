@@ -104,13 +104,24 @@ pub enum Resource {
     TargetGroup(String),
     /// A security group, by name.
     Group(String),
+    /// A listener, by load balancer and port.
+    Listener(String, u16),
 }
 
 impl Resource {
-    /// Its name.
+    /// Its name, or that of what it belongs to.
     pub fn name(&self) -> &str {
         match self {
-            Self::Balancer(name) | Self::TargetGroup(name) | Self::Group(name) => name,
+            Self::Balancer(name) | Self::TargetGroup(name) | Self::Group(name) | Self::Listener(name, _) => name,
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balancer(name) | Self::TargetGroup(name) | Self::Group(name) => f.write_str(name),
+            Self::Listener(balancer, port) => write!(f, "listener {port} of {balancer}"),
         }
     }
 }
@@ -298,9 +309,9 @@ impl fmt::Display for Step {
                 write!(f, "delete listener {port} on {balancer}: {because}")
             }
             Self::Tag { resource, tags } => {
-                write!(f, "tag {} with {}", resource.name(), tags.keys().cloned().collect::<Vec<_>>().join(", "))
+                write!(f, "tag {resource} with {}", tags.keys().cloned().collect::<Vec<_>>().join(", "))
             }
-            Self::Untag { resource, keys } => write!(f, "remove tags of {}: {}", resource.name(), keys.join(", ")),
+            Self::Untag { resource, keys } => write!(f, "remove tags of {resource}: {}", keys.join(", ")),
         }
     }
 }
@@ -309,6 +320,8 @@ fn listed(items: &BTreeSet<String>) -> String {
     items.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
+/// The attribute that keeps a load balancer from being deleted.
+pub const DELETION_PROTECTION: &str = "deletion_protection.enabled";
 const NOT_ASKED_FOR: &str = "the Service does not ask for it";
 const REPLACED: &str = "another one takes its place";
 /// Why a load balancer goes before its successor is there: the one case in which a change interrupts a Service.
@@ -344,9 +357,22 @@ pub fn plan(desired: &Desired, slice: &Slice<'_>) -> Plan {
 ///
 /// The load balancer goes first: traffic ends at once and for good, nothing drains after that, and where AWS refuses
 /// the deletion (protection, an endpoint service) nothing else has been touched.
-pub fn teardown(slice: &Slice<'_>) -> Plan {
+///
+/// `unprotect` says that the Service's owner has switched deletion protection off. Otherwise it is respected, whoever
+/// switched it on.
+pub fn teardown(slice: &Slice<'_>, unprotect: bool) -> Plan {
     let mut plan = Plan::default();
     for balancer in &slice.balancers {
+        let off = Attributes::from([(DELETION_PROTECTION.to_owned(), "false".to_owned())]);
+        // Where nobody has read it, it may be on.
+        let is_on = balancer
+            .attributes
+            .as_ref()
+            .is_none_or(|known| known.get(DELETION_PROTECTION).is_some_and(|value| value == "true"));
+        if unprotect && is_on {
+            let of = AttributesOf::Balancer(balancer.name.clone());
+            plan.steps.push(Step::ModifyAttributes { of, attributes: off });
+        }
         plan.steps.push(Step::DeleteBalancer { name: balancer.name.clone(), because: RELEASED });
     }
     for group in &slice.target_groups {
@@ -434,16 +460,19 @@ impl Plan {
             }
             let holder = Holder::TargetGroup(group.protocol);
             let of = AttributesOf::TargetGroup(name.clone());
-            self.attributes(of, holder, &group.attributes, observed.attributes.as_ref());
+            self.attributes(&of, holder, &group.attributes, observed.attributes.as_ref());
             self.tags(&Resource::TargetGroup(name.clone()), &group.tags, &observed.tags);
         }
     }
 
     /// What is not known is left alone until it has been read.
-    fn attributes(&mut self, of: AttributesOf, holder: Holder, asked: &Attributes, observed: Option<&Attributes>) {
+    fn attributes(&mut self, of: &AttributesOf, holder: Holder, asked: &Attributes, observed: Option<&Attributes>) {
         let changes = observed.map(|observed| holder.changes(asked, observed)).unwrap_or_default();
-        if !changes.is_empty() {
-            self.push(Step::ModifyAttributes { of, attributes: changes });
+        // A bucket that ELB cannot write to must not hold up the other attributes.
+        let (logs, others): (Attributes, Attributes) =
+            changes.into_iter().partition(|(key, _)| key.starts_with("access_logs."));
+        for attributes in [others, logs].into_iter().filter(|attributes| !attributes.is_empty()) {
+            self.push(Step::ModifyAttributes { of: of.clone(), attributes });
         }
     }
 
@@ -453,7 +482,13 @@ impl Plan {
         for (port, wanted) in &desired.listeners {
             let Some(group) = desired.target_groups.get(port) else { continue };
             match observed.get(port) {
-                Some(listener) => self.change_listener(desired, slice, *port, wanted, group, listener),
+                Some(listener) => {
+                    self.change_listener(desired, slice, *port, wanted, group, listener);
+                    if let Some(tags) = &listener.tags {
+                        let resource = Resource::Listener(desired.balancer.name.clone(), *port);
+                        self.tags(&resource, &desired.listener_tags, tags);
+                    }
+                }
                 None => self.push(Step::CreateListener {
                     balancer: desired.balancer.name.clone(),
                     port: *port,
@@ -509,7 +544,7 @@ impl Plan {
         // Only TCP listeners have any.
         if wanted.protocol == Protocol::Tcp && listener.protocol == Protocol::Tcp.as_str() {
             let holder = Holder::Listener(wanted.protocol);
-            self.attributes(of, holder, &wanted.attributes, listener.attributes.as_ref());
+            self.attributes(&of, holder, &wanted.attributes, listener.attributes.as_ref());
         }
     }
 
@@ -532,7 +567,7 @@ impl Plan {
             self.push(Step::ReserveCapacity { balancer: wanted.name.clone(), units: wanted.capacity });
         }
         let (of, holder) = (AttributesOf::Balancer(wanted.name.clone()), Holder::Balancer(wanted.scheme));
-        self.attributes(of, holder, &wanted.attributes, observed.attributes.as_ref());
+        self.attributes(&of, holder, &wanted.attributes, observed.attributes.as_ref());
         self.tags(&Resource::Balancer(wanted.name.clone()), &wanted.tags, &observed.tags);
     }
 

@@ -1,6 +1,6 @@
 //! One Service, from what its owner wrote to what AWS has: claim, parse, desire, plan, apply, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,9 +15,9 @@ use tracing::Instrument as _;
 use super::account::{Account, StepError};
 use super::apply::apply;
 use super::contest::Contests;
-use super::desired::{Desired, Refusal, desired, node_rules};
+use super::desired::{Desired, Refusal, desired, missing_zones, node_rules};
 use super::observed::BalancerState;
-use super::plan::{COLLIDES, NOT_SET_UP, Plan, Step, Wait, plan, teardown};
+use super::plan::{COLLIDES, DELETION_PROTECTION, NOT_SET_UP, Plan, Step, Wait, plan, teardown};
 use super::report::{self, Reporter};
 use super::standing::{Standings, State};
 use super::{detail, drift};
@@ -132,6 +132,11 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
     let has_finalizer = service.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let owns = !context.account.state().observed.of(&context.account.policy.cluster, &uid).is_empty();
     if !is_ours && !has_finalizer && !owns {
+        return Ok(Action::await_change());
+    }
+    if is_ours && owns && !has_finalizer {
+        // Somebody took it off: whatever else waits, the Service must not vanish. The write brings it here again.
+        set_finalizer(&context.client, &service, true).await?;
         return Ok(Action::await_change());
     }
     let fingerprint = fingerprint(&service);
@@ -304,6 +309,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
         }
         if !done {
             tell_node_groups(service, context).await;
+            tell_missing_zones(service, context, &spec, &desired).await;
             if let Some(error) = give_up_setting_up(context, &plan) {
                 return Ok(error.into());
             }
@@ -474,6 +480,20 @@ async fn tell_node_groups(service: &Service, context: &Context) {
     context.reporter.tell_all(service, Kind::Warning, report::NODE_GROUPS, &warnings).await;
 }
 
+/// Nodes in a zone in which the load balancer has no subnet get no traffic, unless it crosses zones.
+async fn tell_missing_zones(service: &Service, context: &Context, spec: &ServiceSpec, desired: &Desired) {
+    let missing = missing_zones(context.account.state().workers.values(), spec, desired);
+    let balancer = &desired.balancer.name;
+    let note = |zone: &String| {
+        format!(
+            "zone {zone} has nodes, and load balancer {balancer} has no subnet there, so that they get no traffic; add a \
+             subnet of that zone, or set load_balancing.cross_zone.enabled=true in aws-load-balancer-attributes"
+        )
+    };
+    let notes = missing.iter().map(note).collect();
+    context.reporter.tell_all(service, Kind::Warning, report::ZONE_MISSING, &notes).await;
+}
+
 fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
     let account = &context.account;
     let policy = &account.policy;
@@ -607,7 +627,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
             tracing::warn!(error = %chain(&error), "cannot clear the hostname");
         }
     }
-    match give_back(context, &uid).await {
+    match give_back(context, &uid, unprotects(service)).await {
         Ok(waits) if waits.is_empty() => {}
         Ok(waits) => {
             tell_waits(service, context, &waits).await;
@@ -628,14 +648,22 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
     Ok(Ending::Settled)
 }
 
+/// Whether a Service's owner says in so many words that its load balancer may be deleted.
+fn unprotects(service: &Service) -> bool {
+    let none = BTreeMap::new();
+    let annotations = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none));
+    let asked = annotations.map(annotation::ATTRIBUTES).unwrap_or_default();
+    asked.get(DELETION_PROTECTION).is_some_and(|value| value == "false")
+}
+
 /// Deletes what the Service with this UID owns. Returns what is waited for; nothing means that nothing is left.
 ///
 /// # Errors
 /// The step that failed.
-pub async fn give_back(context: &Context, uid: &str) -> Result<Vec<Wait>, StepError> {
+pub async fn give_back(context: &Context, uid: &str, unprotect: bool) -> Result<Vec<Wait>, StepError> {
     let mut failures = Failures::default();
     loop {
-        let plan = teardown(&context.account.state().observed.of(&context.account.policy.cluster, uid));
+        let plan = teardown(&context.account.state().observed.of(&context.account.policy.cluster, uid), unprotect);
         if plan.steps.is_empty() {
             return Ok(plan.waits);
         }
@@ -673,8 +701,8 @@ pub async fn ensure_shared(context: &Context) -> Result<(), StepError> {
         let mut steps = vec![];
         for group in groups {
             let present = state.observed.node_rules.get(group).cloned().unwrap_or_default();
-            let missing: std::collections::BTreeSet<_> = desired.difference(&present).cloned().collect();
-            let stale: std::collections::BTreeSet<_> = present.difference(&desired).cloned().collect();
+            let missing: BTreeSet<_> = desired.difference(&present).cloned().collect();
+            let stale: BTreeSet<_> = present.difference(&desired).cloned().collect();
             if !missing.is_empty() {
                 steps.push(Step::AuthorizeNodes { group: group.clone(), rules: missing });
             }

@@ -34,6 +34,8 @@ pub const NODE_GROUPS: Reason = Reason::NodeSecurityGroupAmbiguous;
 pub const SUBNET_SWAP: Reason = Reason::SubnetsChanging;
 /// Somebody else undoes what weir writes.
 pub const CONTESTED: Reason = Reason::Contested;
+/// Nodes are in a zone in which the load balancer is not.
+pub const ZONE_MISSING: Reason = Reason::ZoneWithoutSubnet;
 /// A change cannot be made without an interruption.
 pub const INTERRUPTION: Reason = Reason::Interruption;
 /// AWS could not set the load balancer up.

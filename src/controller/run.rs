@@ -355,7 +355,7 @@ async fn collect_orphans(context: &Context) {
             Ok(found) if found.as_ref().is_some_and(is_theirs) => {}
             Ok(_) => {
                 tracing::info!(service = %owner.service, uid = owner.uid, "giving back what a Service left behind");
-                if let Err(error) = give_back(context, &owner.uid).await {
+                if let Err(error) = give_back(context, &owner.uid, false).await {
                     tracing::warn!(service = %owner.service, error = %chain(&error), "left for the next drift check");
                 }
             }

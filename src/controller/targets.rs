@@ -18,6 +18,7 @@ use super::report::Reporter;
 use super::standing::measure;
 use crate::aws::autoscaling::SOURCES_PER_CALL;
 use crate::aws::classify::{AwsError, Class};
+use crate::aws::elbv2::Registration;
 use crate::cluster::reason::Reason;
 use crate::model::id::{AsgName, InstanceId, TargetGroupArn};
 use crate::model::ownership;
@@ -172,6 +173,7 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
             find_out(account, reporter, &placement, backoff, now).await;
             account.placement.notify_one();
         }
+        make_room(account, reporter, &placement, backoff, now).await;
         register(account, reporter, &placement, backoff, now).await;
         // What is not registered now must not be detached now.
         let placement = account.state().place(&account.policy.cluster, now);
@@ -240,6 +242,15 @@ fn lost(account: &Account, arn: &TargetGroupArn) {
     account.wake_owner_of(&tags);
 }
 
+/// Where a quota is used up, some give up targets before others take them.
+async fn make_room(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
+    let shared: BTreeSet<_> = account.state().shares.keys().cloned().collect();
+    let giving = placement.deregister.iter().filter(|(arn, _)| shared.contains(*arn));
+    let giving = giving.map(|(arn, instances)| (arn.clone(), instances.clone())).collect();
+    let giving = Placement { deregister: giving, ..Placement::default() };
+    deregister(account, reporter, &giving, backoff, now).await;
+}
+
 async fn register(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
     for (arn, instances) in
         placement.register.iter().filter(|(arn, _)| backoff.is_due(arn.as_str(), now)).collect::<Vec<_>>()
@@ -260,16 +271,17 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
         tracing::info!(services, %arn, instances = listed(&instances), "registering nodes that no attachment registers");
         match account.aws.register(arn, &instances).await {
             Ok(outcome) => {
-                backoff.forget(arn.as_str());
-                let mut state = account.state();
-                for instance in &outcome.registered {
-                    state.unfit.remove(instance);
-                }
-                let targets = state.targets.entry(arn.clone()).or_default();
-                targets.expelled.retain(|instance| !outcome.registered.contains(instance));
-                targets.direct.extend(outcome.registered);
-                for (instance, words) in outcome.unfit {
-                    state.record_unfit(instance, words, now);
+                let full = outcome.full.clone();
+                record_registered(account, arn, outcome, now);
+                match full {
+                    None => backoff.forget(arn.as_str()),
+                    Some(_) if account.state().share_out(&account.policy.cluster, arn, now) => {
+                        account.placement.notify_one();
+                    }
+                    Some(error) => {
+                        fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now)
+                            .await;
+                    }
                 }
             }
             Err(error) if error.class == Class::Missing => lost(account, arn),
@@ -277,6 +289,19 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
                 fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
             }
         }
+    }
+}
+
+fn record_registered(account: &Account, arn: &TargetGroupArn, outcome: Registration, now: Instant) {
+    let mut state = account.state();
+    for instance in &outcome.registered {
+        state.unfit.remove(instance);
+    }
+    let targets = state.targets.entry(arn.clone()).or_default();
+    targets.expelled.retain(|instance| !outcome.registered.contains(instance));
+    targets.direct.extend(outcome.registered);
+    for (instance, words) in outcome.unfit {
+        state.record_unfit(instance, words, now);
     }
 }
 

@@ -18,6 +18,8 @@ pub const GROUP_HINTS: [(&str, &str); 3] = [
     ("alpha.eksctl.io/nodegroup-name", "alpha.eksctl.io/nodegroup-name"),
     ("kops.k8s.io/instancegroup", "kops.k8s.io/instancegroup"),
 ];
+/// Label with a node's zone.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Label of a node that Karpenter made: its instances are in no Auto Scaling group.
 const KARPENTER_LABEL: &str = "karpenter.sh/nodepool";
 

@@ -370,6 +370,28 @@ fn icmp_is_let_in_once_for_each_source() {
 }
 
 #[test]
+fn zones_with_nodes_and_without_subnet_are_found_unless_traffic_crosses_zones() {
+    let worker = |zone: &str, labels: &[(&str, &str)]| {
+        let mut all: Labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        all.insert(ZONE_LABEL.into(), zone.into());
+        Worker::read(zone, &all, Some("aws:///za/i-1")).unwrap()
+    };
+    let excluded = ("node.kubernetes.io/exclude-from-external-load-balancers", "");
+    let workers = [worker("za", &[]), worker("zc", &[]), worker("zd", &[("pool", "web")]), worker("ze", &[excluded])];
+    let missing = |spec: &ServiceSpec| {
+        let desired = decide(spec, &Observed::default());
+        missing_zones(workers.iter(), spec, &desired).into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&spec()), ["zc", "zd"]);
+    assert_eq!(missing(&ServiceSpec { node_labels: [("pool".into(), "web".into())].into(), ..spec() }), ["zd"]);
+    let on: Attributes = [("load_balancing.cross_zone.enabled".to_owned(), "true".to_owned())].into();
+    assert_eq!(missing(&ServiceSpec { attributes: on.clone(), ..spec() }), Vec::<String>::new());
+    let mut by_port = spec();
+    by_port.ports.get_mut(&80).unwrap().attributes = on;
+    assert_eq!(missing(&by_port), Vec::<String>::new());
+}
+
+#[test]
 fn all_that_is_wrong_is_said_at_once() {
     let access = AccessSpec { groups: vec!["db".into()], ..AccessSpec::default() };
     let both = ServiceSpec { access, ..addressed(Scheme::Internal, private(&["10.9.0.9"])) };

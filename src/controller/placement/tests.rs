@@ -18,6 +18,7 @@ struct Stage {
     state: State,
     refusing: BTreeMap<AsgName, String>,
     unfit: BTreeSet<InstanceId>,
+    shares: BTreeMap<TargetGroupArn, usize>,
 }
 
 fn ours(name: &str) -> TargetGroupArn {
@@ -155,6 +156,7 @@ impl Stage {
             leaving: &self.state.leaving,
             refusing: &self.refusing,
             unfit: &self.unfit,
+            shares: &self.shares,
         })
     }
 }
@@ -397,6 +399,22 @@ fn r21_an_instance_that_aws_refused_a_moment_ago_is_left_out() {
     let mut stage = Stage::default().loner("i-1").loner("i-2").serve("x", 1);
     stage.unfit = set(&["i-2"]);
     assert_eq!(stage.place().register, targets_of("x", &["i-1"]));
+}
+
+#[test]
+fn a_target_group_keeps_to_its_share_of_a_quota() {
+    let mut stage = Stage::default().loner("i-1").loner("i-2").loner("i-3").serve("x", 1).serve("y", 2);
+    stage = stage.targets("x", |targets| {
+        targets.known = true;
+        targets.direct = set(&["i-1", "i-2", "i-3"]);
+    });
+    stage.shares = [(ours("x"), 2), (ours("y"), 1)].into();
+    let placement = stage.place();
+    assert_eq!(placement.deregister, targets_of("x", &["i-3"]));
+    assert_eq!(placement.register, targets_of("y", &["i-1"]));
+    assert_eq!(notes(&placement, "x"), [Note::Full { has: 2, of: 3 }]);
+    stage.shares.clear();
+    assert_eq!(stage.place().register, targets_of("y", &["i-1", "i-2", "i-3"]), "as before, once there is room");
 }
 
 const WEB: (&str, &str) = ("pool", "web");

@@ -100,6 +100,7 @@ fn listener(arn: String, protocol: &str, target_group: Option<TargetGroupArn>) -
         policy: None,
         alpn: None,
         certificates: Some(BTreeSet::new()),
+        tags: Some(Tags::new()),
         attributes: Some(Attributes::new()),
     }
 }
@@ -225,6 +226,7 @@ impl World {
             Resource::Balancer(name) => observed.balancers.get(name).map(|balancer| &balancer.tags),
             Resource::TargetGroup(name) => observed.target_groups.get(name).map(|group| &group.tags),
             Resource::Group(name) => observed.groups.get(name).map(|group| &group.tags),
+            Resource::Listener(balancer, port) => observed.balancers[balancer].listeners.as_ref()?[port].tags.as_ref(),
         }
     }
 
@@ -404,6 +406,10 @@ impl World {
                     policy: tls.as_ref().map(|tls| tls.policy.clone()),
                     alpn: tls.as_ref().and_then(|tls| tls.alpn.clone()),
                     certificates: is_new.then(BTreeSet::new),
+                    tags: match step {
+                        Step::CreateListener { tags, .. } => Some(tags.clone()),
+                        _ => None,
+                    },
                     attributes: is_new.then(Attributes::new),
                     ..listener(arn, protocol.as_str(), Some(target_group))
                 })
@@ -490,7 +496,7 @@ impl World {
             let hidden = balancer.clone();
             (balancer.attributes, balancer.capacity) = (None, None);
             for listener in balancer.listeners.iter_mut().flat_map(BTreeMap::values_mut) {
-                (listener.certificates, listener.attributes) = (None, None);
+                (listener.certificates, listener.attributes, listener.tags) = (None, None, None);
             }
             unread.push(Rc::new(move |observed| {
                 let Some(balancer) = observed.balancers.get_mut(&hidden.name) else { return };
@@ -509,7 +515,7 @@ impl World {
     fn plan(&self, spec: Option<&ServiceSpec>) -> Option<Plan> {
         match spec {
             Some(spec) => Some(plan(&desired(spec, &facts(), &policy(), &self.observed).ok()?, &self.of())),
-            None => Some(teardown(&self.of())),
+            None => Some(teardown(&self.of(), false)),
         }
     }
 
@@ -619,7 +625,9 @@ impl World {
         assert_eq!(zone(balancer.attributes.as_ref().unwrap()), zone(&spec.attributes));
         self.assert_reachable(spec, balancer);
         let frontend_tags = slice.groups.iter().map(|group| &group.tags);
-        for tags in [&balancer.tags, &slice.target_groups[0].tags].into_iter().chain(frontend_tags) {
+        let listener_tags = listeners.values().map(|listener| listener.tags.as_ref().unwrap());
+        let others = frontend_tags.chain(listener_tags);
+        for tags in [&balancer.tags, &slice.target_groups[0].tags].into_iter().chain(others) {
             let user: Tags = tags
                 .iter()
                 .filter(|(key, _)| !key.starts_with("weir.dev/"))
@@ -683,6 +691,8 @@ fn subject(step: &Step) -> (Resource, bool) {
         | Step::AddCertificates { balancer: name, .. }
         | Step::RemoveCertificates { balancer: name, .. }
         | Step::DeleteListener { balancer: name, .. }
+        | Step::Tag { resource: Resource::Listener(name, _), .. }
+        | Step::Untag { resource: Resource::Listener(name, _), .. }
         | Step::DeleteBalancer { name, .. } => (balancer(name), false),
         Step::ModifyHealthCheck { target_group: name, .. }
         | Step::Intend { target_group: name, .. }
@@ -1103,6 +1113,43 @@ fn r11_what_the_older_calls_attached_holds_a_target_group_too() {
     world.observed.asgs.get_mut(&"by-hand".into()).unwrap().legacy.clear();
     world.settle(None);
     assert!(world.of().is_empty());
+}
+
+#[test]
+fn deletion_protection_goes_first_where_the_owner_says_so_and_only_there() {
+    let mut protected = web();
+    protected.attributes = [(DELETION_PROTECTION.to_owned(), "true".to_owned())].into();
+    let mut world = settled(&protected);
+    assert_eq!(kinds(&teardown(&world.of(), false).steps)[0], "delete load");
+    assert_eq!(kinds(&teardown(&world.of(), true).steps)[..2], ["set attributes", "delete load"]);
+    world.restart();
+    assert_eq!(kinds(&teardown(&world.of(), true).steps)[0], "set attributes", "it may be on");
+    let open = settled(&web());
+    assert_eq!(kinds(&teardown(&open.of(), true).steps)[0], "delete load");
+}
+
+#[test]
+fn access_logs_are_set_apart_from_other_attributes() {
+    let mut world = settled(&web());
+    let mut edited = web();
+    let asked = [("access_logs.s3.enabled", "true"), ("access_logs.s3.bucket", "logs"), (CROSS_ZONE, "true")];
+    edited.attributes = asked.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    world.settle(Some(&edited));
+    let sentences = said(&world.steps);
+    assert_eq!(sentences.len(), 2, "{sentences:?}");
+    assert!(sentences[0].ends_with(": load_balancing.cross_zone.enabled=true"), "{sentences:?}");
+    assert!(sentences[1].ends_with(": access_logs.s3.bucket=logs, access_logs.s3.enabled=true"), "{sentences:?}");
+}
+
+#[test]
+fn tags_of_listeners_follow_the_others() {
+    let mut before = web();
+    before.tags = Tags::from([("team".into(), "a".into())]);
+    let mut world = settled(&before);
+    world.settle(Some(&web()));
+    let name = world.of().balancers[0].name.clone();
+    assert!(said(&world.steps).contains(&format!("remove tags of listener 80 of {name}: team, weir.dev/managed-tags")));
+    world.assert_serves(&web());
 }
 
 #[test]
