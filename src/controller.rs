@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod apply;
+pub mod cluster_name;
 pub mod contest;
 pub mod desired;
 pub mod detail;

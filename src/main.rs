@@ -1,5 +1,6 @@
 //! The process: TLS provider, runtime, exit code.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -8,29 +9,42 @@ use weir::{controller, node, telemetry};
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Controller(settings) => serve(&settings.log.clone(), controller::run::run(settings)),
+        Command::Controller(settings) => return serve(&settings.log.clone(), controller::run::run(settings)),
         Command::Node(NodeCommand { question: Some(question), settings }) => {
             block_on(node::question::answer(question, settings))
         }
         Command::Node(NodeCommand { settings: settings @ Node { cleanup: true, .. }, .. }) => {
             node::run::clean_up(&settings)
         }
-        Command::Node(NodeCommand { settings, .. }) => serve(&settings.log.clone(), node::run::run(settings)),
+        Command::Node(NodeCommand { settings, .. }) => {
+            return serve(&settings.log.clone(), node::run::run(settings));
+        }
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Runs a role with its log, whose last line says why it ended.
+fn serve(log: &Log, role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    if let Err(error) = telemetry::start(log) {
+        return fail(&error);
+    }
+    match block_on(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever starts weir by hand wants the sentence, not an object.
+        Err(error) if std::io::stderr().is_terminal() => fail(&error),
         Err(error) => {
-            // Logging may not have started, and whoever starts weir by hand wants the sentence, not an object.
-            eprintln!("weir: {error:#}");
+            tracing::error!(error = format!("{error:#}"), "ended");
             ExitCode::FAILURE
         }
     }
 }
 
-fn serve(log: &Log, role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    telemetry::start(log)?;
-    // In the form of the log, for whoever reads it by machine; it is the last line.
-    block_on(role).inspect_err(|error| tracing::error!(error = format!("{error:#}"), "ended"))
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("weir: {error:#}");
+    ExitCode::FAILURE
 }
 
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
+use super::cluster_name::{Doubt, doubt};
 use super::desired::Policy;
 use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
 use super::report::Reporter;
@@ -28,6 +29,7 @@ use super::standing::Standings;
 use super::{detail, drift, targets};
 use crate::admin::{self, Health};
 use crate::aws::{self, Aws};
+use crate::cluster::connect;
 use crate::cluster::event::Events;
 use crate::cluster::lease::{Candidate, Claim};
 use crate::metrics::Metrics;
@@ -62,8 +64,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     let shown = metrics.clone();
     tokio::spawn(admin::serve(listener, health.clone(), move || shown.render()));
 
-    let client =
-        kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    let client = connect().await?;
     let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| format!("weir-{}", std::process::id()));
     let mut tasks = JoinSet::new();
     let (nodes, node_changes) = watch_nodes(&mut tasks, &client, &metrics);
@@ -107,11 +108,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     if stop.is_cancelled() {
         return finish(tasks, lease).await;
     }
-    let (asgs, balancers) = {
-        let state = account.state();
-        (state.observed.asgs.len(), state.observed.balancers.len())
-    };
-    tracing::info!(cluster = settings.cluster_name, region = account.aws.region(), asgs, balancers, "read the account");
+    check_name(&account)?;
 
     let (drifted, drifts) = unbounded_channel();
     tasks.spawn(follow_nodes(Arc::clone(&account), nodes, node_changes));
@@ -249,6 +246,20 @@ async fn finish(mut tasks: JoinSet<()>, lease: Candidate) -> anyhow::Result<()> 
     tasks.shutdown().await;
     lease.resign().await;
     tracing::info!("ended");
+    Ok(())
+}
+
+/// Tells what was read, and ends where that is another cluster's: going on would make everything a second time.
+fn check_name(account: &Account) -> anyhow::Result<()> {
+    let state = account.state();
+    let (cluster, region) = (&account.policy.cluster, account.aws.region());
+    let (asgs, balancers) = (state.observed.asgs.len(), state.observed.balancers.len());
+    tracing::info!(cluster, region, asgs, balancers, "read the account");
+    match doubt(cluster, &state) {
+        Some(Doubt::Wrong(sentence)) => bail!(sentence),
+        Some(Doubt::Unknown(sentence)) => tracing::warn!("{sentence}"),
+        None => {}
+    }
     Ok(())
 }
 

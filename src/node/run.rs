@@ -32,6 +32,7 @@ use super::ruleset::Facts;
 use super::service::{Mode, key};
 use super::{eligibility, sysctl};
 use crate::admin::{self, Health};
+use crate::cluster::connect;
 use crate::cluster::event::{Events, Kind};
 use crate::metrics::catalogue::count;
 use crate::model::id::ServiceKey;
@@ -89,8 +90,7 @@ pub async fn run(settings: settings::Node) -> anyhow::Result<()> {
     }
     let stop = CancellationToken::new();
     end_on_signal(stop.clone())?;
-    let client =
-        kube::Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    let client = connect().await?;
     if let Some(warning) = settings.nodeport_addresses.warning() {
         tracing::warn!("{warning}");
     }
