@@ -114,7 +114,7 @@ def control(endpoint: str, account: str) -> Iterator[Control]:
     control = Control(endpoint, account)
     yield control
     defaults = {"attach_seconds": 0, "detach_seconds": 0, "provision_seconds": 0, "eni_linger_seconds": 0}
-    control.settings(**defaults, provision_failures=0, instance_refresh=[])
+    control.settings(**defaults, provision_failures=0, instance_refresh=[], session_seconds=0)
     control.faults()
     control.post("policy", {"enforce": False})
 

@@ -228,5 +228,6 @@ def test_reset_of_everything(world: World, control: Control, pool: ThreadPoolExe
         "provision_seconds": 0,
         "provision_failures": 0,
         "eni_linger_seconds": 0,
+        "session_seconds": 0,
         "instance_refresh": [],
     }

@@ -131,3 +131,29 @@ def test_audit(world: World, control: Control) -> None:
     assert tagging["resource"] == balancer.replace(":loadbalancer/", ":listener/") + "/new"
     assert tagging["context"]["aws:RequestTag/k"] == "v"
     assert tagging["context"]["elasticloadbalancing:CreateAction"] == "CreateListener"
+
+
+def test_what_is_attached_can_be_limited(world: World, control: Control, user: Callable, refusal: Callable) -> None:
+    """autoscaling:TrafficSourceIdentifiers and autoscaling:TargetGroupARNs hold all of a call's."""
+    ours, theirs = world.group_arn(Name="weir-ours"), world.group_arn(Name="theirs")
+    named = "arn:aws:elasticloadbalancing:*:*:targetgroup/weir-*/*"
+    identified = {"ForAllValues:StringLike": {"autoscaling:TrafficSourceIdentifiers": named}}
+    listed = {"ForAllValues:ArnLike": {"autoscaling:TargetGroupARNs": named}}
+    asg = user(
+        allow("autoscaling:AttachTrafficSources", **identified),
+        allow("autoscaling:DetachLoadBalancerTargetGroups", **listed),
+    )["autoscaling"]
+    both = [{"Identifier": arn, "Type": "elbv2"} for arn in (ours, theirs)]
+    refused = refusal(asg.attach_traffic_sources, AutoScalingGroupName="workers", TrafficSources=both)
+    assert refused.code == "AccessDenied"
+    asg.attach_traffic_sources(AutoScalingGroupName="workers", TrafficSources=both[:1])
+    world.asg.attach_load_balancer_target_groups(AutoScalingGroupName="workers", TargetGroupARNs=[theirs])
+    detach = asg.detach_load_balancer_target_groups
+    assert refusal(detach, AutoScalingGroupName="workers", TargetGroupARNs=[theirs]).code == "AccessDenied"
+
+
+def test_the_audit_of_one_account_and_client(world: World, control: Control) -> None:
+    world.balancer()
+    rows = control.get("audit", account=world.account_id, client="boto")
+    assert rows and {row["account"] for row in rows} == {world.account_id}
+    assert control.get("audit", account=world.account_id, client="rust") == []

@@ -85,9 +85,13 @@ class LocalStack:
         """Whether each call must be allowed by its caller's IAM policies."""
         self._control("POST", "policy", body={"enforce": enforce})
 
-    def audit(self) -> list[Row]:
+    def audit(self, account: str | None = None, client: str | None = None) -> list[Row]:
         """The IAM actions, resources and condition keys that calls asked for so far."""
-        return self._control("GET", "audit")
+        return self._control("GET", "audit", {"account": account, "client": client})
+
+    def mark(self) -> int:
+        """The number of the last call so far, of any account."""
+        return max((call["n"] for call in self.calls(client=None)), default=0)
 
     def reset(self, account: str | None = None) -> None:
         """Forgets one account's resources and calls; without one, everything, and settings and faults too."""

@@ -3,7 +3,7 @@
 /moto-api/calls      GET ?account= ?client= ?since=, DELETE ?account=
 /moto-api/faults     GET, POST [fault, ...]
 /moto-api/settings   GET, POST {name: value}
-/moto-api/audit      GET, DELETE     IAM actions, resources and condition keys that the calls asked for
+/moto-api/audit      GET ?account= ?client=, DELETE     IAM actions, resources and condition keys that the calls asked for
 /moto-api/policy     GET, POST {"enforce": true}
 /moto-api/reset      POST ?account=
 """
@@ -70,7 +70,7 @@ def settings(request: Any) -> Response:
 def audit(request: Any) -> Response:
     if request.method == "DELETE":
         permissions.AUDIT.clear()
-    return answer(permissions.AUDIT)
+    return answer(permissions.find_questions(request.args.get("account"), request.args.get("client")))
 
 
 def policy(request: Any) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from localstack_nlb import (
     accounts,
     capacity,
+    identity,
     listeners,
     load_balancers,
     network_interfaces,
@@ -44,6 +45,10 @@ def follow_time(group: Any) -> None:
 
 
 OVERRIDES: dict[str, dict[str, Handler]] = {
+    "sts": {
+        "AssumeRole": identity.assume_role,
+        "AssumeRoleWithWebIdentity": identity.assume_role_with_web_identity,
+    },
     "elbv2": {
         "CreateLoadBalancer": load_balancers.create_load_balancer,
         "DeleteLoadBalancer": load_balancers.delete_load_balancer,

@@ -1,7 +1,7 @@
 """Which IAM permissions a call asks for, kept in AUDIT; and when enforcement is on, whether its caller has them.
 
 The map from operations to resource types and condition keys follows the service authorization reference for Elastic
-Load Balancing V2, EC2 and EC2 Auto Scaling. Signatures and trust policies are not checked.
+Load Balancing V2, EC2 and EC2 Auto Scaling. Who calls is found out in identity.py.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from localstack.aws.api import CommonServiceException
 
-from localstack_nlb import accounts
+from localstack_nlb import accounts, identity
 from localstack_nlb.policies import Facts, allowed, listed
 
 AUDIT: list[dict[str, Any]] = []
@@ -75,6 +75,16 @@ def tags_given(request: dict) -> dict[str, str]:
     return given
 
 
+def sources_given(request: dict) -> Facts:
+    """What is attached to an Auto Scaling group or detached from it."""
+    given: Facts = {}
+    if sources := request.get("TrafficSources"):
+        given["autoscaling:TrafficSourceIdentifiers"] = [source["Identifier"] for source in sources]
+    if arns := request.get("TargetGroupARNs"):
+        given["autoscaling:TargetGroupARNs"] = list(arns)
+    return given
+
+
 def questions(context: Any) -> Iterator[tuple[str, str, Facts]]:
     """(action, resource ARN, condition keys) for everything a call asks for; tags on create ask for tagging, too."""
     operation, request = context.operation.name, context.service_request or {}
@@ -84,6 +94,7 @@ def questions(context: Any) -> Iterator[tuple[str, str, Facts]]:
     base |= {f"aws:RequestTag/{key}": value for key, value in given.items()}
     if keys := [*given, *(request.get("TagKeys") or [])]:
         base["aws:TagKeys"] = keys
+    base |= sources_given(request)
     tagging = TAGGING.get(prefix)
     for resource in resources(context, operation, request):
         facts = dict(base)
@@ -98,21 +109,6 @@ def questions(context: Any) -> Iterator[tuple[str, str, Facts]]:
             yield f"{prefix}:{tagging}", resource, facts | {f"{prefix}:CreateAction": operation}
 
 
-def callers_statements(context: Any) -> tuple[str, list[dict]]:
-    from moto.iam.access_control import CreateAccessKeyFailure, IAMPolicy, create_access_key
-
-    headers = context.request.headers
-    key = headers["Authorization"].partition("Credential=")[2].partition("/")[0]
-    try:
-        caller = create_access_key(context.account_id, "aws", key, headers)
-    except CreateAccessKeyFailure as failure:
-        raise accounts.refuse(
-            "InvalidClientTokenId", "The security token included in the request is invalid.", 403
-        ) from failure
-    documents = [IAMPolicy(policy)._policy_json for policy in caller.collect_policies()]
-    return caller.arn, [statement for document in documents for statement in listed(document["Statement"])]
-
-
 def denied(context: Any, who: str, action: str, resource: str) -> CommonServiceException:
     """ec2 has a code of its own for this."""
     code = "UnauthorizedOperation" if context.service.service_name == "ec2" else "AccessDenied"
@@ -122,11 +118,18 @@ def denied(context: Any, who: str, action: str, resource: str) -> CommonServiceE
 def check(context: Any) -> None:
     if context.service.service_name not in COVERED:
         return
-    wanted = list(questions(context))
-    AUDIT.extend({"action": action, "resource": resource, "context": facts} for action, resource, facts in wanted)
+    wanted, call = list(questions(context)), context.nlb_call
+    origin = {"account": call.account, "client": call.client}
+    AUDIT.extend(origin | {"action": action, "resource": resource, "context": facts} for action, resource, facts in wanted)
     if not MODE["enforce"]:
         return
-    who, statements = callers_statements(context)
+    who = identity.caller(context)
+    if who.statements is None:
+        return
     for action, resource, facts in wanted:
-        if not allowed(statements, action, resource, facts):
-            raise denied(context, who, action, resource)
+        if not allowed(who.statements, action, resource, facts):
+            raise denied(context, who.arn, action, resource)
+
+
+def find_questions(account: str | None = None, client: str | None = None) -> list[dict[str, Any]]:
+    return [row for row in AUDIT if account in (None, row["account"]) and client in (None, row["client"])]

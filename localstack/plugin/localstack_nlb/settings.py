@@ -16,6 +16,8 @@ class Settings:
     """So many of the load balancers made from now on end as `failed` in place of `active`."""
     eni_linger_seconds: float = 0
     """How long the network interfaces of a deleted load balancer keep its security groups in use."""
+    session_seconds: float = 0
+    """How long credentials of a role are valid; 0: as long as was asked for."""
     instance_refresh: list[str] = field(default_factory=list)
     """Auto Scaling groups in an instance refresh: attaching answers InstanceRefreshInProgress."""
 
