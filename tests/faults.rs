@@ -711,10 +711,11 @@ async fn r7_the_endpoint_services_that_keep_a_load_balancer_are_named() {
     let error = world.refusal(&delete).await;
     assert!(error.to_string().contains("because: VPC endpoint service vpce-svc-1 uses it"), "{error}");
     assert_eq!(error.delays().0, Duration::from_mins(1));
-    // Without permission to look, AWS's own words are what is left.
+    // Without permission to look, that is told beside AWS's own words.
     world.fake.fail("DescribeVpcEndpointServiceConfigurations", 1, &Fault::Error(403, "UnauthorizedOperation"));
-    let error = world.refusal(&delete).await;
-    assert!(error.to_string().ends_with("(ResourceInUse: because)"), "{error}");
+    let error = world.refusal(&delete).await.to_string();
+    assert!(error.contains("(ResourceInUse: because: what uses it cannot be read"), "{error}");
+    assert!(error.contains("AWS denies ec2:DescribeVpcEndpointServiceConfigurations"), "{error}");
 }
 
 /// Takes nine seconds: the waits are tokio's, not the SDK's.

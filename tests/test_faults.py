@@ -359,9 +359,12 @@ def test_tags_that_cannot_be_removed_are_not_forgotten(cluster, account, weir):
     account.faults({"operation": "RemoveTags", **DENIED})
     mark = account.mark()
     cluster.patch("order", {"metadata": {"annotations": {key: "team=red"}}})
-    assert "elasticloadbalancing:RemoveTags" in note(cluster, "order", "AwsAccessDenied")
+    cluster.wait_event("order", "AwsAccessDenied", 10)
     wait_rest(account)
     assert calls_of(account, "AddTags", mark) == []
+    told = aws_notes(cluster)
+    assert len(told) == 2, "the load balancer's tags and the target group's"
+    assert all("elasticloadbalancing:RemoveTags" in sentence for sentence in told)
     account.faults()
     wait_for(lambda: "cost" not in tags(account, arn), 15, "the tag to go")
     wait_for(lambda: tags(account, arn)["team"] == "red", 15, "the other one to be changed")

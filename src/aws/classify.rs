@@ -1,15 +1,17 @@
-//! Error codes of AWS → eight classes, each with a delay and a sentence. Decided by code, never by message, but for the
+//! Error codes of AWS → nine classes, each with a delay and a sentence. Decided by code, never by message, but for the
 //! few cases in which Auto Scaling answers `ValidationError` to everything.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::cluster::reason::Reason;
+use crate::telemetry::chain;
 
 /// What kind of failure it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub enum Class {
     Throttled,
     /// A permission is missing.
     Denied,
+    /// AWS does not know who calls: there are no credentials, or they have expired or are not accepted.
+    Unauthenticated,
     /// A quota is used up.
     Quota,
     /// Something else must happen first: a dependency, a state, another change under way.
@@ -41,6 +45,8 @@ impl Class {
             Self::Throttled => (5, 120),
             // Somebody must act; an edit of the Service starts the next try at once.
             Self::Denied => (60, 300),
+            // Credentials are renewed by others, and then AWS has nothing against us.
+            Self::Unauthenticated => (5, 60),
             Self::Quota => (30, 300),
             Self::Conflict => (2, 60),
             Self::Invalid => (10, 300),
@@ -56,6 +62,7 @@ impl Class {
             Self::Exists => Reason::AwsResourceExists,
             Self::Throttled => Reason::AwsThrottled,
             Self::Denied => Reason::AwsAccessDenied,
+            Self::Unauthenticated => Reason::AwsCredentialsInvalid,
             Self::Quota => Reason::AwsQuotaExceeded,
             Self::Conflict => Reason::AwsConflict,
             Self::Invalid => Reason::AwsRequestRefused,
@@ -90,9 +97,23 @@ impl fmt::Display for AwsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { action, resource, code, message, .. } = self;
         match self.class {
-            Class::Denied => write!(
+            Class::Denied => match self.other_action() {
+                None => write!(
+                    f,
+                    "AWS denies {action} on {resource}; the controller's IAM role needs this permission ({code}: \
+                     {message})"
+                ),
+                Some(other) => write!(
+                    f,
+                    "AWS denies {other}, which {action} on {resource} asks for{}; the controller's IAM role needs this \
+                     permission ({code}: {message})",
+                    self.creation(other)
+                ),
+            },
+            Class::Unauthenticated => write!(
                 f,
-                "AWS denies {action} on {resource}; the controller's IAM role needs this permission ({code}: {message})"
+                "the controller has no valid AWS credentials for {action} on {resource}; look at its role and who may \
+                 assume it, at its token and at the clock of its node ({code}: {message})"
             ),
             Class::Quota => write!(f, "an AWS quota is used up: {action} on {resource} ({code}: {message})"),
             Class::Conflict if code == "OperationNotPermitted" && self.is_kept_balancer() => write!(
@@ -117,6 +138,24 @@ impl AwsError {
         self.class == Class::Conflict && self.action == "elasticloadbalancing:DeleteLoadBalancer"
     }
 
+    /// The action that AWS names, where that is not the call's own: tags at creation are a permission of their own, and
+    /// so is what ELB asks for when an account gets its first load balancer.
+    fn other_action(&self) -> Option<&str> {
+        let (_, rest) = self.message.split_once("is not authorized to perform: ")?;
+        let named = rest.split_whitespace().next()?;
+        (named != self.action && named.contains(':')).then_some(named)
+    }
+
+    /// The condition key by which a policy knows that tags are given at creation (LBC#2692).
+    fn creation(&self, other: &str) -> String {
+        match (other.split_once(':'), self.action.split_once(':')) {
+            (Some((service, "AddTags" | "CreateTags")), Some((_, operation))) => {
+                format!(" with the condition key {service}:CreateAction = {operation}")
+            }
+            _ => String::new(),
+        }
+    }
+
     /// The first wait and the longest one before the next try.
     pub fn delays(&self) -> (Duration, Duration) {
         if self.is_kept_balancer() { Class::Denied.delays() } else { self.class.delays() }
@@ -137,10 +176,19 @@ impl AwsError {
                 service.code().unwrap_or("Unknown").to_owned(),
                 shorten(service.message().unwrap_or_default()).to_owned(),
             ),
-            None => ("NoAnswer".to_owned(), DisplayErrorContext(error).to_string()),
+            None => match credentials_error(error) {
+                Some(missing) => {
+                    let reason = missing.source().map_or_else(|| missing.to_string(), chain);
+                    // A list of all that was tried comes in lines.
+                    ("NoCredentials".to_owned(), reason.split_whitespace().collect::<Vec<_>>().join(" "))
+                }
+                None => ("NoAnswer".to_owned(), chain(error)),
+            },
         };
         let status = error.raw_response().map_or(0, |response| response.status().as_u16());
-        Self { action, resource: resource.into(), class: classify(&code, &message, status), code, message }
+        let class = classify(&code, &message, status);
+        let message = if class == Class::Unauthenticated { steady(&message).to_owned() } else { message };
+        Self { action, resource: resource.into(), class, code, message }
     }
 
     /// An answer that lacks what AWS always sends.
@@ -148,6 +196,34 @@ impl AwsError {
         let (code, message) = ("IncompleteAnswer".to_owned(), "the answer lacks the resource".to_owned());
         Self { action, resource: resource.into(), class: Class::Transient, code, message }
     }
+}
+
+/// Why there are no credentials, if that is what kept a call from being made.
+fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
+    let mut link = Some(error);
+    while let Some(cause) = link {
+        if let Some(missing) = cause.downcast_ref() {
+            return Some(missing);
+        }
+        link = cause.source();
+    }
+    None
+}
+
+/// A refusal of credentials up to what is another one each time, so that it makes one Event: the id of the request, or a
+/// time, as in `20261126T154500Z` and in seconds since 1970.
+fn steady(message: &str) -> &str {
+    let text = message.split(", aws_request_id").next().unwrap_or_default();
+    let mut from = 0;
+    while let Some(next) = text[from..].find(|letter: char| letter.is_ascii_digit()) {
+        let start = from + next;
+        let length = text[start..].bytes().take_while(u8::is_ascii_digit).count();
+        if matches!(length, 8 | 10) {
+            return text[..start].trim_end();
+        }
+        from = start + length;
+    }
+    text
 }
 
 /// EC2 adds a text to a denial that is another one each time, and can be read by AWS's own tools only.
@@ -164,8 +240,12 @@ fn classify(code: &str, message: &str, status: u16) -> Class {
         "InvalidSecurityGroup" | "SubnetNotFound" | "InvalidSubnetID.NotFound" => Class::Invalid,
         "DuplicateLoadBalancerName" | "DuplicateTargetGroupName" | "DuplicateListener" => Class::Exists,
         "InvalidGroup.Duplicate" | "InvalidPermission.Duplicate" => Class::Exists,
-        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "AuthFailure" => Class::Denied,
-        "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredToken" => Class::Denied,
+        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" => Class::Denied,
+        "NoCredentials" | "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
+            Class::Unauthenticated
+        }
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" | "RequestTimeTooSkewed" => Class::Unauthenticated,
+        "SignatureDoesNotMatch" | "InvalidSignatureException" | "IncompleteSignature" => Class::Unauthenticated,
         "Throttling" | "ThrottlingException" | "ThrottledException" | "RequestThrottled" => Class::Throttled,
         "RequestLimitExceeded" | "RequestThrottledException" | "TooManyRequestsException" => Class::Throttled,
         "DependencyViolation" | "ResourceInUse" | "ResourceContention" | "OperationNotPermitted" => Class::Conflict,
@@ -187,6 +267,8 @@ fn classify(code: &str, message: &str, status: u16) -> Class {
 
 #[cfg(test)]
 mod tests {
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+
     use super::*;
 
     #[test]
@@ -196,6 +278,8 @@ mod tests {
             ("InvalidGroup.Duplicate", 400, Class::Exists),
             ("Throttling", 400, Class::Throttled),
             ("UnauthorizedOperation", 403, Class::Denied),
+            ("RequestExpired", 400, Class::Unauthenticated),
+            ("AuthFailure", 401, Class::Unauthenticated),
             ("TooManyLoadBalancers", 400, Class::Quota),
             ("TooManyTargets", 400, Class::Quota),
             ("DependencyViolation", 400, Class::Conflict),
@@ -214,6 +298,11 @@ mod tests {
         assert_eq!(classify("ValidationError", "something else", 400), Class::Invalid);
     }
 
+    fn denial(action: &'static str, message: &str) -> AwsError {
+        let (code, message) = ("AccessDenied".into(), message.into());
+        AwsError { action, resource: "arn:aws:x".into(), class: Class::Denied, code, message }
+    }
+
     #[test]
     fn a_bucket_that_elb_cannot_write_to_is_named() {
         let error = AwsError {
@@ -229,14 +318,56 @@ mod tests {
 
     #[test]
     fn a_denial_names_the_action_and_the_resource() {
-        let error = AwsError {
-            action: "elasticloadbalancing:DeleteLoadBalancer",
-            resource: "arn:aws:elasticloadbalancing:x".into(),
-            class: Class::Denied,
-            code: "AccessDenied".into(),
-            message: "no".into(),
-        };
-        let sentence = error.to_string();
-        assert!(sentence.contains("elasticloadbalancing:DeleteLoadBalancer on arn:aws:elasticloadbalancing:x"));
+        let own = "User: arn:aws:sts::1:assumed-role/weir/weir is not authorized to perform: \
+                   elasticloadbalancing:DeleteLoadBalancer on resource: arn:aws:x";
+        for message in ["no", own] {
+            let sentence = denial("elasticloadbalancing:DeleteLoadBalancer", message).to_string();
+            assert!(
+                sentence.starts_with("AWS denies elasticloadbalancing:DeleteLoadBalancer on arn:aws:x; "),
+                "{sentence}"
+            );
+        }
+    }
+
+    #[test]
+    fn r53_a_denial_names_the_permission_that_is_missing_not_the_call() {
+        let tags = "User: arn:aws:sts::1:assumed-role/weir/weir is not authorized to perform: \
+                    elasticloadbalancing:AddTags on resource: arn:aws:x because no identity-based policy allows it";
+        let sentence = denial("elasticloadbalancing:CreateLoadBalancer", tags).to_string();
+        let told = "AWS denies elasticloadbalancing:AddTags, which elasticloadbalancing:CreateLoadBalancer on arn:aws:x \
+                    asks for with the condition key elasticloadbalancing:CreateAction = CreateLoadBalancer; ";
+        assert!(sentence.starts_with(told), "{sentence}");
+        let first = "User: x is not authorized to perform: ec2:DescribeAccountAttributes";
+        let sentence = denial("elasticloadbalancing:CreateLoadBalancer", first).to_string();
+        assert!(sentence.contains("denies ec2:DescribeAccountAttributes, which"), "{sentence}");
+        assert!(!sentence.contains("CreateAction"), "{sentence}");
+    }
+
+    #[test]
+    fn a_call_without_credentials_says_why_there_are_none() {
+        type Refused = SdkError<aws_sdk_ec2::operation::describe_vpcs::DescribeVpcsError, HttpResponse>;
+        let missing = CredentialsError::provider_error("the token has expired");
+        let other = Refused::dispatch_failure(ConnectorError::other(missing.into(), None));
+        let error = AwsError::new("ec2:DescribeVpcs", "*", &other);
+        assert_eq!((error.class, error.code.as_str()), (Class::Unauthenticated, "NoCredentials"));
+        assert!(error.to_string().contains("the token has expired"), "{error}");
+        let lost = Refused::dispatch_failure(ConnectorError::io("connection refused".into()));
+        let error = AwsError::new("ec2:DescribeVpcs", "*", &lost);
+        assert_eq!((error.class, error.code.as_str()), (Class::Transient, "NoAnswer"));
+        assert!(error.message.ends_with("connection refused"), "{error}");
+    }
+    #[test]
+    fn a_refusal_of_credentials_has_the_same_words_each_time() {
+        for (message, words) in [
+            (
+                "Token expired: current date/time 1795709015 must be before 1795709000",
+                "Token expired: current date/time",
+            ),
+            ("Signature expired: 20261126T154500Z is now earlier than 20261126T160000Z", "Signature expired:"),
+            ("code: \"AccessDenied\", aws_request_id: \"e8ee5e93\" }", "code: \"AccessDenied\""),
+            ("role arn:aws:iam::123456789012:role/weir", "role arn:aws:iam::123456789012:role/weir"),
+        ] {
+            assert_eq!(steady(message), words);
+        }
     }
 }

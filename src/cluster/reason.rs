@@ -77,6 +77,9 @@ reasons! {
     AwsThrottled: Service Warning,
     /// The controller's IAM role lacks a permission; the note names the action and the resource.
     AwsAccessDenied: Service Warning,
+    /// AWS does not know the controller: it has no credentials, or they have expired or are not accepted; the note has
+    /// the reason.
+    AwsCredentialsInvalid: Service Warning,
     /// A quota of the AWS account is used up; the note has AWS's words.
     AwsQuotaExceeded: Service Warning,
     /// Something else must happen in AWS first, and has not for a while.

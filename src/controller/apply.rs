@@ -208,13 +208,13 @@ async fn delete_balancer(account: &Account, arn: &LoadBalancerArn) -> Result<(),
         Err(error) if error.code == "ResourceInUse" => error,
         other => return Ok(other?),
     };
-    // Only words: a read that is denied must not hide the refusal itself.
-    let services = account.aws.describe_endpoint_services_of(arn).await.unwrap_or_default();
-    if services.is_empty() {
-        return Err(refusal.into());
-    }
-    let message = format!("{}: VPC endpoint service {} uses it", refusal.message, services.join(", "));
-    Err(AwsError { message, ..refusal }.into())
+    // Only words: a read that is denied is told beside the refusal, and does not hide it.
+    let user = match account.aws.describe_endpoint_services_of(arn).await {
+        Ok(services) if services.is_empty() => return Err(refusal.into()),
+        Ok(services) => format!("VPC endpoint service {} uses it", services.join(", ")),
+        Err(unread) => format!("what uses it cannot be read: {unread}"),
+    };
+    Err(AwsError { message: format!("{}: {user}", refusal.message), ..refusal }.into())
 }
 
 /// Deletes a group of ours. Where something uses it, rules that carry our mark go first; anything else is named.
@@ -235,11 +235,13 @@ async fn delete_group(account: &Account, id: &SecurityGroupId) -> Result<(), Ste
             return Ok(account.aws.delete_group(id).await?);
         }
     }
-    // Only words: a read that is denied must not hide the refusal itself.
-    let interfaces = account.aws.describe_interfaces_of(id).await.unwrap_or_default();
     let mut blockers: Vec<_> =
         others.iter().map(|reference| format!("the rule {} of {}", reference.rule, reference.group)).collect();
-    blockers.extend(interfaces.iter().map(|text| format!("network interface {text}")));
+    // Only words: a read that is denied is told beside the refusal, and does not hide it.
+    match account.aws.describe_interfaces_of(id).await {
+        Ok(interfaces) => blockers.extend(interfaces.iter().map(|text| format!("network interface {text}"))),
+        Err(unread) => blockers.push(format!("something that cannot be read ({unread})")),
+    }
     let still = if blockers.is_empty() { "something".to_owned() } else { blockers.join(", ") };
     Err(AwsError { message: format!("{still} still uses it"), ..refusal }.into())
 }

@@ -792,8 +792,9 @@ async fn failed(service: &Service, context: &Context, fingerprint: u64, failure:
     };
     let (count, delay) = put_off(service, context, fingerprint, error.delays(), failure.alone);
     if error.is_worth_an_event(count) {
-        let note = std::iter::once(error.to_string()).chain(failure.others).collect::<Vec<_>>().join("; ");
-        context.reporter.tell(service, Kind::Warning, error.class.reason(), &note).await;
+        // An Event for each: a note has an end, and what stands there last would be cut off.
+        let notes = std::iter::once(error.to_string()).chain(failure.others).collect();
+        context.reporter.tell_all(service, Kind::Warning, error.class.reason(), &notes).await;
     }
     tracing::warn!(service = %owner_of(service).service, failures = count, ?delay, error = %chain(&error), "failed");
     // Where it may have taken effect, or the view may be wrong, look before the next try.

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use futures::{StreamExt, TryStreamExt as _};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use kube::api::ListParams;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
@@ -28,9 +29,10 @@ use super::report::Reporter;
 use super::standing::Standings;
 use super::{detail, drift, targets};
 use crate::admin::{self, Health};
+use crate::aws::classify::AwsError;
 use crate::aws::{self, Aws};
 use crate::cluster::connect;
-use crate::cluster::event::Events;
+use crate::cluster::event::{Events, Kind};
 use crate::cluster::lease::{Candidate, Claim};
 use crate::metrics::Metrics;
 use crate::model::node::Worker;
@@ -102,7 +104,7 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
 
     let mut rotation = drift::Rotation::default();
     tokio::select! {
-        () = read_first(&account, &mut rotation, &stop) => {}
+        () = read_first(&context, &mut rotation, &stop) => {}
         () = lease.lost() => bail!(LOST),
     }
     if stop.is_cancelled() {
@@ -264,18 +266,37 @@ fn check_name(account: &Account) -> anyhow::Result<()> {
 }
 
 /// Nothing is planned before the account has been read once. What hinders that is said, and tried again.
-async fn read_first(account: &Account, rotation: &mut drift::Rotation, stop: &CancellationToken) {
-    let mut delay = Duration::from_secs(1);
+async fn read_first(context: &Context, rotation: &mut drift::Rotation, stop: &CancellationToken) {
+    let longest = context.longest_wait.min(Duration::from_mins(1));
+    let mut delay = Duration::from_secs(1).min(longest);
+    let (mut failures, mut told) = (0, None);
     loop {
         let began = Instant::now();
-        match drift::check(account, rotation).await {
-            Ok(_) => return account.aws.metrics().checked(began.elapsed(), Timestamp::now()),
-            Err(error) => tracing::error!(error = %chain(&error), ?delay, "cannot read the account"),
+        let Err(error) = drift::check(&context.account, rotation).await else {
+            return context.metrics.checked(began.elapsed(), Timestamp::now());
+        };
+        failures += 1;
+        tracing::error!(error = %chain(&error), ?delay, "cannot read the account");
+        if error.is_worth_an_event(failures) && told.as_ref() != Some(&error) {
+            tell_waiting(context, &error).await;
+            told = Some(error);
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(delay) => delay = (delay * 2).min(Duration::from_mins(1)),
+            () = tokio::time::sleep(delay) => delay = (delay * 2).min(longest),
         }
+    }
+}
+
+/// Tells Services that nobody looks at yet what they wait for.
+async fn tell_waiting(context: &Context, error: &AwsError) {
+    let services = match Api::<Service>::all(context.client.clone()).list(&ListParams::default()).await {
+        Ok(list) => list.items,
+        Err(unread) => return tracing::warn!(error = %chain(&unread), "cannot tell Services what they wait for"),
+    };
+    let note = format!("the AWS account cannot be read: {error}");
+    for service in services.iter().filter(|service| is_claimed(service, &context.class, context.claim_classless)) {
+        context.reporter.tell(service, Kind::Warning, error.class.reason(), &note).await;
     }
 }
 

@@ -73,7 +73,7 @@ pub async fn run(account: Arc<Account>, reporter: Arc<Reporter>, longest: Durati
             () = tokio::time::sleep(pause) => {}
         }
         if is_changing && looked.elapsed() >= look {
-            look_at_changes(&account).await;
+            look_at_changes(&account, &reporter).await;
             looked = Instant::now();
             look = LOOK.1.min(look * 2);
         } else if !is_changing {
@@ -127,7 +127,7 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
     waited.map(|(name, _)| name.clone()).collect()
 }
 
-async fn look_at_changes(account: &Account) {
+async fn look_at_changes(account: &Account, reporter: &Reporter) {
     for asg in waited_for(account) {
         let has_legacy = account.state().observed.asgs.get(&asg).is_some_and(|known| !known.legacy.is_empty());
         let answer = async {
@@ -154,9 +154,21 @@ async fn look_at_changes(account: &Account) {
             }
             Err(error) => {
                 tracing::warn!(%asg, error = %chain(&error), "cannot read traffic sources");
+                if error.is_worth_an_event(1) {
+                    let waiting = account.state().observed.asgs.get(&asg).map(changing).unwrap_or_default();
+                    for owner in owners(account, &waiting) {
+                        reporter.warn_owner(&owner, error.class.reason(), &[error.to_string()].into()).await;
+                    }
+                }
             }
         }
     }
+}
+
+/// Target groups that are being attached to an Auto Scaling group or detached from it.
+fn changing(asg: &Asg) -> BTreeSet<TargetGroupArn> {
+    let all = asg.sources.iter().chain(&asg.legacy);
+    all.filter(|(_, state)| **state != SourceState::Added).map(|(arn, _)| arn.clone()).collect()
 }
 
 /// One pass.
