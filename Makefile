@@ -52,6 +52,10 @@ e2e: prepare build ## Run weir against a real control plane and an emulated AWS;
 emulator: prepare ## Test the AWS emulator's plugin itself
 	$(PREPARED) "$$WEIR_PYTHON" -m pytest localstack/tests $(ARGS)
 
+.PHONY: iam
+iam: ## Write the policies and the table of permissions from iam/permissions.py
+	python3 iam/permissions.py
+
 .PHONY: bench
 bench: prepare ## Measure AWS calls, seconds and memory at 100 Services (minutes); ARGS="--services 40" picks another size
 	cargo build --release --locked

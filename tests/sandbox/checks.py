@@ -148,15 +148,16 @@ def wait_rest(account: Account, seconds: float = 1.0, timeout: float = 30.0) -> 
     wait_for(rests, timeout, "weir to come to rest")
 
 
+def drift_checks(account: Account, since: int) -> int:
+    """How many have come near their end since call number `since`: each reads the subnets then."""
+    rows = [row for row in account.calls(since) if row["operation"] == "DescribeSubnets"]
+    return sum(row["status"] is not None for row in rows)
+
+
 def wait_drift_checks(account: Account, count: int, timeout: float = 30.0) -> None:
-    """Returns after so many further drift checks: each of them lists the Auto Scaling groups near its end."""
+    """Returns after so many further drift checks."""
     since = account.mark()
-
-    def seen() -> bool:
-        rows = [row for row in account.calls(since) if row["operation"] == "DescribeSubnets"]
-        return sum(row["status"] is not None for row in rows) >= count
-
-    wait_for(seen, timeout, f"{count} drift checks")
+    wait_for(lambda: drift_checks(account, since) >= count, timeout, f"{count} drift checks")
 
 
 def assert_silent(account: Account, seconds: float = 2.0) -> None:
