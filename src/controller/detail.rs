@@ -77,7 +77,9 @@ impl Detail {
     fn subject(&self) -> &str {
         match self {
             Self::Balancer { name, .. } | Self::Capacity { name, .. } | Self::TargetGroup { name, .. } => name,
-            Self::Listener { balancer, .. } | Self::Tags { balancer, .. } | Self::Certificates { balancer, .. } => balancer,
+            Self::Listener { balancer, .. } | Self::Tags { balancer, .. } | Self::Certificates { balancer, .. } => {
+                balancer
+            }
         }
     }
 
