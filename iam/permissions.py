@@ -194,6 +194,7 @@ PERMISSIONS = (
         "the tags that prove ownership, and those that a Service asks for",
         TAG_NEW,
         TAG_OWN,
+        HAND_MADE,
         tags=("CreateLoadBalancer", "CreateTargetGroup", "CreateListener"),
     ),
     elb("RemoveTags", "tags that a Service no longer asks for", TAG_OWN),

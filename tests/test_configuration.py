@@ -17,6 +17,7 @@ from sandbox.weir import binary
 
 #: A leader tries again after one, two, four, ... seconds.
 SOON = 15.0
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +79,7 @@ def test_an_address_that_is_taken_is_named(weir):
 
 
 def test_a_region_that_nobody_names_ends_it(control_plane, account, weir, cluster):
-    """Neither the environment nor a flag, nor a label of a node."""
+    """R52: neither the environment nor a flag, nor a label of a node."""
     for node in cluster.kube.list("/api/v1/nodes"):
         path = f"/api/v1/nodes/{node['metadata']['name']}"
         cluster.kube.patch(path, {"metadata": {"labels": {"topology.kubernetes.io/region": None}}})
@@ -106,7 +107,7 @@ def wait_said(weir, *words: str) -> dict:
 
 
 def test_credentials_that_aws_does_not_take_are_told_and_waited_for(cluster, account, weir):
-    """An expired token, and a clock that is wrong. Both are repaired while weir runs."""
+    """R55: an expired token, and a clock that is wrong. Both are repaired while weir runs."""
     cluster.expose("order")
     account.faults({"code": "ExpiredToken", "status": 403, "message": "The token has expired", "count": -1})
     started = weir("--retry-max-interval=2s", awaited=False)
@@ -152,3 +153,11 @@ def test_rights_that_are_missing_are_named(control_plane, cluster, account, weir
     wait_said(started, "cannot read or renew the Lease", "leases.coordination.k8s.io", "forbidden")
     wait_said(started, "cannot watch Nodes", "forbidden")
     assert started.get("/readyz") == 503
+
+
+def test_no_partition_is_taken_for_granted() -> None:
+    """R54: aws-cn and aws-us-gov have ARNs and endpoints of their own. Labels of EKS are the same everywhere."""
+    for path in SOURCE.glob("**/*.rs"):
+        code = "" if path.name == "tests.rs" else path.read_text().partition("#[cfg(test)]")[0]
+        code = code.replace("eks.amazonaws.com/", "")
+        assert "arn:aws:" not in code and "amazonaws.com" not in code, path

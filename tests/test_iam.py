@@ -342,6 +342,9 @@ def repair(consent: Consent, account: Account, scene: Scene) -> None:
     before = balancer(account, hostname)
     arn, ours = before["LoadBalancerArn"], listeners(account, before["LoadBalancerArn"])[80]
     account.elbv2.set_security_groups(LoadBalancerArn=arn, SecurityGroups=[account.names["node_security_group"]])
+    for number, zone in enumerate(before["AvailabilityZones"]):
+        block = f"2600:1f18:0:{number:x}::/64"
+        account.ec2.associate_subnet_cidr_block(SubnetId=zone["SubnetId"], Ipv6CidrBlock=block)
     account.elbv2.set_ip_address_type(LoadBalancerArn=arn, IpAddressType="dualstack")
     account.elbv2.delete_listener(ListenerArn=ours["ListenerArn"])
     forward = [{"Type": "forward", "TargetGroupArn": foreign_target_group(account)}]

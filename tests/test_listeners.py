@@ -106,7 +106,7 @@ def rows(certificates: list[str]) -> tuple[Row, ...]:
 
 
 def test_each_input_takes_effect_and_goes_back_to_its_default(cluster, account, weir, certificates):
-    """Given at birth, taken away and given again: the writes that this needs, and no others."""
+    """R38: given at birth, taken away and given again: the writes that this needs, and no others."""
     controller = weir(CALM)
     trial = Trial(cluster, account, rows(certificates), show)
     trial.start()

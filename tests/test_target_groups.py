@@ -199,7 +199,7 @@ def show(account, hostname: str) -> Shown:
 
 
 def test_each_input_takes_effect_and_goes_back_to_its_default(cluster, account, weir):
-    """Given at birth, taken away and given again: the writes that this needs, no others, and no attribute is read."""
+    """R46: given at birth, taken away and given again: the writes that this needs, no others, and no attribute is read."""
     controller = weir(CALM)
     trial = Trial(cluster, account, ROWS, show)
     trial.start()

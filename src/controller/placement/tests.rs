@@ -402,7 +402,7 @@ fn r21_an_instance_that_aws_refused_a_moment_ago_is_left_out() {
 }
 
 #[test]
-fn a_target_group_keeps_to_its_share_of_a_quota() {
+fn r27_a_target_group_keeps_to_its_share_of_a_quota() {
     let mut stage = Stage::default().loner("i-1").loner("i-2").loner("i-3").serve("x", 1).serve("y", 2);
     stage = stage.targets("x", |targets| {
         targets.known = true;

@@ -525,7 +525,7 @@ fn ipv6_addresses_and_source_nat_need_dualstack() {
 }
 
 #[test]
-fn udp_for_both_families_needs_source_nat() {
+fn r43_udp_for_both_families_needs_source_nat() {
     let udp = json!({"ports": [{"port": 53, "nodePort": 30053, "protocol": "UDP"}]});
     let dualstack = (annotation::IP_ADDRESS_TYPE, "dualstack");
     assert_eq!(
