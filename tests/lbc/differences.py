@@ -206,7 +206,6 @@ REFUSALS = (
     *refused("multi-cluster", "an Auto Scaling group registers its nodes whoever else registers any", "multi-cluster"),
     *refused("weighted-actions", "each port has one target group", "weighted-action"),
     *refused("no-security-groups", "a load balancer made without any can never get one", "no-security-groups"),
-    *refused("udp-needs-prefixes", "AWS has no UDP over IPv6 without them", "udp-on-dualstack"),
     *refused(
         "contradictions",
         "two annotations that say different things are a mistake",
