@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from ipaddress import IPv6Network
+from itertools import islice
 from typing import Any
 
 import boto3
@@ -80,11 +82,13 @@ class Account:
         """Gives the VPC an IPv6 range and each of these subnets a /64 of it. Answers what those begin with."""
         self.ec2.associate_vpc_cidr_block(VpcId=vpc_id, AmazonProvidedIpv6CidrBlock=True)
         [vpc] = self.ec2.describe_vpcs(VpcIds=[vpc_id])["Vpcs"]
-        block = vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"].removesuffix("00::/56")
-        prefixes = [f"{block}{number:02x}" for number, _ in enumerate(subnets)]
-        for subnet, prefix in zip(subnets, prefixes, strict=True):
-            self.ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=f"{prefix}::/64")
-        return prefixes
+        whole = IPv6Network(vpc["Ipv6CidrBlockAssociationSet"][0]["Ipv6CidrBlock"])
+        # Not the first one: its fourth group may be 0, which is not written.
+        ranges = islice(whole.subnets(new_prefix=64), 1, None)
+        parts = [str(part) for _, part in zip(subnets, ranges, strict=False)]
+        for subnet, part in zip(subnets, parts, strict=True):
+            self.ec2.associate_subnet_cidr_block(SubnetId=subnet, Ipv6CidrBlock=part)
+        return [part.removesuffix("::/64") for part in parts]
 
     def create_node_group(self, vpc_id: str) -> str:
         """The security group on the nodes' interfaces."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conftest import World
+from conftest import Control, World
 
 
 def check_of(group: dict) -> tuple:
@@ -250,3 +250,24 @@ def test_terminated_instances_leave_every_group(world: World) -> None:
         world.elb.register_targets(TargetGroupArn=arn, Targets=[{"Id": node}, {"Id": node, "Port": 81}])
     world.ec2.terminate_instances(InstanceIds=[node])
     assert [world.targets(arn) for arn in groups] == [[], []]
+
+
+def test_a_load_balancer_has_room_for_so_many_targets(world: World, control: Control, refusal: Callable) -> None:
+    control.settings(targets_per_balancer=4)
+    arn = world.balancer()["LoadBalancerArn"]
+    first, second, alone = world.group_arn(), world.group_arn(Port=30081), world.group_arn(Port=30082)
+    for port, group in ((80, first), (81, second)):
+        world.listener(arn, group, Port=port)
+    ids = [{"Id": instance} for instance in world.instances]
+
+    def register(group: str, targets: list[dict[str, str]]) -> None:
+        world.elb.register_targets(TargetGroupArn=group, Targets=targets)
+
+    register(first, ids)
+    register(first, ids)
+    assert refusal(register, group=second, targets=ids).code == "TooManyTargets"
+    assert world.registered(second) == []
+    register(second, ids[:1])
+    register(alone, ids)
+    world.elb.deregister_targets(TargetGroupArn=first, Targets=ids[:2])
+    register(second, ids)

@@ -81,19 +81,26 @@ class Trial:
         self.wait_shown(given)
         wait_rest(self.account)
         calls = writes(self.account, mark)
+        marks = {name: [*before, *self.marks(name)] for name, before in marks.items()}
         costs, expected = {}, {}
         for name, row in self.rows.items():
             marked = [call for call in calls if any(part in json.dumps(call["request"]) for part in marks[name])]
             costs[row.key, name] = dict(Counter(call["operation"] for call in marked))
             expected[row.key, name] = row.calls if given or row.undone is None else row.undone
-        assert costs == expected
+        others = {row: (cost, expected[row]) for row, cost in costs.items() if cost != expected[row]}
+        assert not others, f"writes, and those that were expected: {others}"
         assert len(calls) == sum(sum(cost.values()) for cost in costs.values()), "and none besides"
 
     def marks(self, name: str) -> list[str]:
-        """What stands in the ARNs of a Service's load balancer, listeners and target groups."""
+        """What stands in the ARNs of a Service's load balancer, listeners and target groups, its security group, and the
+        Service's tag."""
         row = balancer(self.account, self.hostnames[name])
         known = listeners(self.account, row["LoadBalancerArn"]).values()
-        return [row["LoadBalancerArn"].partition("/net/")[2], *{target_of(listener) for listener in known}]
+        tag = f"{self.cluster.namespace}/{name}"
+        mine = [{"Name": "tag:weir.dev/service", "Values": [tag]}]
+        groups = self.account.ec2.describe_security_groups(Filters=mine)["SecurityGroups"]
+        arns = [row["LoadBalancerArn"].partition("/net/")[2], *{target_of(listener) for listener in known}]
+        return [*arns, *(group["GroupId"] for group in groups), f'"{tag}"']
 
     def wait_shown(self, given: bool, timeout: float = 60.0) -> None:
         missing: dict[Any, Any] = {}
@@ -110,7 +117,7 @@ class Trial:
         try:
             wait_for(compare, timeout, "AWS to show what was asked for", pause=0.3)
         except TimeoutError:
-            assert not missing
+            assert not missing, missing
             raise
 
 

@@ -18,6 +18,8 @@ class Settings:
     """How long the network interfaces of a deleted load balancer keep its security groups in use."""
     session_seconds: float = 0
     """How long credentials of a role are valid; 0: as long as was asked for."""
+    targets_per_balancer: int = 0
+    """So many targets a load balancer may have in all its target groups; 0: any number."""
     instance_refresh: list[str] = field(default_factory=list)
     """Auto Scaling groups in an instance refresh: attaching answers InstanceRefreshInProgress."""
 

@@ -13,6 +13,7 @@ from moto.ec2.models.instances import InstanceBackend
 from moto.elbv2.models import ELBv2Backend, FakeTargetGroup
 
 from localstack_nlb.accounts import balancing_of, quoted, refuse
+from localstack_nlb.settings import SETTINGS
 from localstack_nlb.target_groups import find_group
 
 Request = Mapping[str, Any]
@@ -51,6 +52,16 @@ def check_addresses(ids: Iterable[str]) -> None:
             raise refuse("ValidationError", f"The IP address '{target}' is not within the VPC or a private range")
 
 
+def check_quota(group: FakeTargetGroup, added: Iterable[Target]) -> None:
+    """TooManyTargets, for all of the call: a target in several groups of a load balancer counts in each of them."""
+    groups = balancing_of(group.ec2_backend).target_groups.values()
+    mates = [mate for mate in groups if set(mate.load_balancer_arns) & set(group.load_balancer_arns)]
+    fresh = {key_of(group, target) for target in added} - set(group.targets)
+    most = SETTINGS.targets_per_balancer
+    if most and mates and sum(len(mate.targets) for mate in mates) + len(fresh) > most:
+        raise refuse("TooManyTargets", f"The maximum number of targets per load balancer is {most}")
+
+
 def key_of(group: FakeTargetGroup, target: Target) -> tuple[str, int]:
     return target["Id"], int(target.get("Port") or group.port)
 
@@ -58,6 +69,7 @@ def key_of(group: FakeTargetGroup, target: Target) -> tuple[str, int]:
 def register_targets(context: Any, request: Request) -> dict:
     group = find_group(context, request["TargetGroupArn"])
     check_targets(group, [target["Id"] for target in request["Targets"]])
+    check_quota(group, request["Targets"])
     group.register(request["Targets"])
     return {}
 
