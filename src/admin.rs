@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -14,6 +14,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+/// The header `Server` of every answer: kube-proxy's answers look the same otherwise.
+pub const PROGRAM: &str = concat!("weir/", env!("CARGO_PKG_VERSION"));
 /// What `/metrics` is. A Prometheus 3 that is not told takes nothing.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -59,7 +61,8 @@ where
         let respond = respond.clone();
         connections.spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let response = respond(request.method(), request.uri().path());
+                let mut response = respond(request.method(), request.uri().path());
+                response.headers_mut().insert(SERVER, HeaderValue::from_static(PROGRAM));
                 async move { Ok::<_, Infallible>(response) }
             });
             // With a timer, hyper ends a connection that sends no request for 30 s.

@@ -5,6 +5,7 @@ pub mod classify;
 pub mod ec2;
 pub mod elbv2;
 pub mod fence;
+pub mod inquiry;
 pub mod throttle;
 
 use std::sync::Arc;
@@ -24,12 +25,13 @@ const ATTEMPTS: u32 = 4;
 /// A call that takes longer has lost its answer; the next plan finds out what it did.
 const CALL_TIMEOUT: std::time::Duration = std::time::Duration::from_mins(1);
 
-/// Clients for the three services, and the buckets that keep us polite.
+/// Clients for the four services, and the buckets that keep us polite.
 #[derive(Clone, Debug)]
 pub struct Aws {
     elb: aws_sdk_elasticloadbalancingv2::Client,
     ec2: aws_sdk_ec2::Client,
     autoscaling: aws_sdk_autoscaling::Client,
+    sts: aws_sdk_sts::Client,
     throttle: Arc<Throttle>,
     metrics: Metrics,
     region: String,
@@ -57,10 +59,12 @@ impl Aws {
         let ec2 = ec2.interceptor(count("ec2")).interceptor(fence.clone());
         let autoscaling = aws_sdk_autoscaling::config::Builder::from(config);
         let autoscaling = autoscaling.interceptor(count("autoscaling")).interceptor(fence);
+        let sts = aws_sdk_sts::config::Builder::from(config).interceptor(count("sts"));
         Self {
             elb: aws_sdk_elasticloadbalancingv2::Client::from_conf(elb.build()),
             ec2: aws_sdk_ec2::Client::from_conf(ec2.build()),
             autoscaling: aws_sdk_autoscaling::Client::from_conf(autoscaling.build()),
+            sts: aws_sdk_sts::Client::from_conf(sts.build()),
             throttle: Arc::new(Throttle::default()),
             metrics: metrics.clone(),
             region: config.region().map(ToString::to_string).unwrap_or_default(),

@@ -30,7 +30,9 @@
 pub mod admin;
 pub mod aws;
 pub mod cluster;
+pub mod command;
 pub mod controller;
+pub mod doctor;
 pub mod metrics;
 pub mod model;
 pub mod netfilter;
@@ -39,4 +41,5 @@ pub mod process;
 #[cfg(test)]
 mod reference;
 pub mod settings;
+pub mod status;
 pub mod telemetry;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use weir::settings::{Cli, Command, Log, Node, NodeCommand};
-use weir::{controller, node, telemetry};
+use weir::{command, controller, node, telemetry};
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         Command::Node(NodeCommand { settings, .. }) => {
             return serve(&settings.log.clone(), node::run::run(settings));
         }
+        Command::Status(settings) => block_on(command::status::run(settings)),
+        Command::Doctor(settings) => block_on(command::doctor::run(settings)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

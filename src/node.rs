@@ -17,6 +17,7 @@ pub mod health;
 pub mod health_check_port;
 pub mod index;
 pub mod kernel;
+pub mod kube_proxy;
 pub mod local;
 pub mod metrics;
 pub mod programme;

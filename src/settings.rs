@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
+use crate::command;
 use crate::model::service::Scheme;
 use crate::netfilter::object::Protocol;
 use crate::node::addresses::NodePortAddresses;
@@ -38,6 +39,18 @@ pub enum Command {
     /// sends connections to ClusterIPs, NodePorts and external addresses to their endpoints. Needs the host's network,
     /// the capability NET_ADMIN and the nft program. Rules stay when it ends; --cleanup removes them.
     Node(NodeCommand),
+
+    /// Show Services with their load balancers, listeners, target groups and targets
+    ///
+    /// Reads the cluster and the account, and changes nothing.
+    Status(command::settings::Status),
+
+    /// Find out what is wrong: the cause first, then what follows from it
+    ///
+    /// Looks at identity, permissions, network, Auto Scaling groups, quotas, policies and Services, and says what to do.
+    /// Ends with exit code 1 if it found an error. Run it where the controller runs to see the account with its
+    /// credentials; elsewhere it uses those of the environment. Changes nothing.
+    Doctor(command::settings::Doctor),
 }
 
 /// `weir node`, and what people ask it.
@@ -262,7 +275,7 @@ pub enum LogFormat {
 }
 
 /// A tag value: EC2 and ELB both take it, and a name that is cut would mark other clusters' resources as ours.
-fn cluster_name(text: &str) -> Result<String, String> {
+pub(crate) fn cluster_name(text: &str) -> Result<String, String> {
     let legal = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
     if text.is_empty() || text.len() > 100 || !text.chars().all(legal) {
         return Err("expected 1 to 100 letters, digits, hyphens, underscores and dots".into());
@@ -283,7 +296,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 }
 
 /// One bit, given in hexadecimal or decimal digits.
-fn mark(text: &str) -> Result<u32, String> {
+pub(crate) fn mark(text: &str) -> Result<u32, String> {
     let parsed =
         text.strip_prefix("0x").map_or_else(|| text.parse().ok(), |digits| u32::from_str_radix(digits, 16).ok());
     let taken = [(0x80, "the VPC CNI"), (0x4000, "kube-proxy"), (0x8000, "the kubelet"), (0xffff_0000, "Calico")];
@@ -294,7 +307,7 @@ fn mark(text: &str) -> Result<u32, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
     parsed.filter(|span| !span.is_zero()).ok_or_else(|| "expected a time such as 30s or 5m".into())
 }

@@ -114,8 +114,8 @@ def control(endpoint: str, account: str) -> Iterator[Control]:
     control = Control(endpoint, account)
     yield control
     defaults = {"attach_seconds": 0, "detach_seconds": 0, "provision_seconds": 0, "eni_linger_seconds": 0}
-    counts = {"provision_failures": 0, "targets_per_balancer": 0}
-    control.settings(**defaults, **counts, instance_refresh=[], session_seconds=0)
+    defaults |= {"provision_failures": 0, "targets_per_balancer": 0, "session_seconds": 0}
+    control.settings(**defaults, instance_refresh=[], account_limits={})
     control.faults()
     control.post("policy", {"enforce": False})
 

@@ -195,7 +195,7 @@ def test_senseless_faults_are_refused(control: Control, endpoint: str, row: dict
 
 def test_settings_are_checked(control: Control, endpoint: str) -> None:
     assert control.settings(attach_seconds=2)["attach_seconds"] == 2
-    for wrong in ({"attach_second": 1}, {"attach_seconds": "1"}, {"instance_refresh": "workers"}):
+    for wrong in ({"attach_second": 1}, {"attach_seconds": "1"}, {"instance_refresh": "workers"}, {"account_limits": 1}):
         assert requests.post(f"{endpoint}/moto-api/settings", json=wrong, timeout=10).status_code == 400
     assert control.get("settings")["attach_seconds"] == 2
 
@@ -230,4 +230,5 @@ def test_reset_of_everything(world: World, control: Control, pool: ThreadPoolExe
         "eni_linger_seconds": 0,
         "session_seconds": 0,
         "instance_refresh": [],
+        "account_limits": {},
     }

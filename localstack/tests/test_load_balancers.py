@@ -263,3 +263,15 @@ def test_tags_up_to_fifty_all_resources_or_none(world: World, refusal: Callable)
     world.elb.add_tags(ResourceArns=[arn], Tags=[{"Key": "k1", "Value": "changed"}])
     assert refusal(world.elb.describe_tags, ResourceArns=[arn] * 21).code == "ValidationError"
     assert refusal(world.elb.describe_tags, ResourceArns=[arn, arn[:-4] + "0000"]).code == "LoadBalancerNotFound"
+
+
+def test_limits_of_the_account(world: World, control: Control) -> None:
+    def limits() -> dict[str, str]:
+        return {limit["Name"]: limit["Max"] for limit in world.elb.describe_account_limits()["Limits"]}
+
+    assert limits()["network-load-balancers"] == "50"
+    assert limits()["application-load-balancers"] == "20"
+    control.settings(account_limits={"network-load-balancers": 1})
+    assert limits()["network-load-balancers"] == "1" and limits()["target-groups"] == "3000"
+    page = world.elb.describe_account_limits(PageSize=1)
+    assert len(page["Limits"]) == 1 and page["NextMarker"]

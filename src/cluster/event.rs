@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::reason::Reason;
 
 /// Name of this controller in Events.
-const CONTROLLER: &str = "weir.dev/controller";
+pub const CONTROLLER: &str = "weir.dev/controller";
 /// Longest note (Kubernetes API, `events.k8s.io/v1`).
 const NOTE_LIMIT: usize = 1024;
 

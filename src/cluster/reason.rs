@@ -32,6 +32,8 @@ macro_rules! reasons {
 reasons! {
     /// The load balancer can be used; the note has its name in the DNS.
     LoadBalancerReady: Service Normal,
+    /// What an earlier warning told of is over, and all that the Service asks for is in place.
+    Recovered: Service Normal,
     /// Something must happen before the next step; the note says what. No error.
     Waiting: Service Normal,
     /// The load balancer and all that belongs to it is gone.

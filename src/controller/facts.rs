@@ -1,6 +1,7 @@
 //! What a decision needs to know about the cluster's network, and the choice of subnets.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use ipnet::IpNet;
 
@@ -156,8 +157,72 @@ pub fn named_subnets(names: &[String], facts: &Facts) -> Result<Vec<(Zone, Subne
     }
 }
 
-/// Subnets by the rules of EKS: role tags, else reachability; one for each zone, tagged for the cluster first, then the
-/// lowest id.
+/// Why a subnet takes no load balancer. Later ones are closer to taking one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unfit {
+    /// Others carry this tag of the scheme's role, it does not.
+    NoRole(&'static str),
+    /// Without such tags routes decide, and this one's is the other scheme's.
+    Route { is_public: bool },
+    /// It is tagged for other clusters alone.
+    OtherCluster,
+    /// It is in a Local or Wavelength Zone, or on an Outpost.
+    Zone,
+    /// A dualstack load balancer needs a range of IPv6 addresses there.
+    NoIpv6,
+    /// It has no more free addresses than these.
+    Full(i32),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRole(role) => write!(f, "is not tagged {role}"),
+            Self::Route { is_public: true } => f.write_str("has a route to an internet gateway"),
+            Self::Route { is_public: false } => f.write_str("has no route to an internet gateway"),
+            Self::OtherCluster => f.write_str("is tagged for another cluster"),
+            Self::Zone => f.write_str("is in no Availability Zone"),
+            Self::NoIpv6 => f.write_str("has no IPv6 range"),
+            Self::Full(free) => write!(f, "has {free} free addresses, {ADDRESSES_NEEDED} needed"),
+        }
+    }
+}
+
+/// Which subnets could take a load balancer, by the rules of EKS: role tags, else reachability.
+pub fn judge_subnets<'a>(
+    cluster: &str,
+    scheme: Scheme,
+    address_type: AddressType,
+    facts: &'a Facts,
+) -> BTreeMap<&'a SubnetId, (&'a Subnet, Option<Unfit>)> {
+    let role = match scheme {
+        Scheme::Internal => "kubernetes.io/role/internal-elb",
+        Scheme::InternetFacing => "kubernetes.io/role/elb",
+    };
+    let has_role = |subnet: &Subnet| subnet.tags.get(role).is_some_and(|value| value.is_empty() || value == "1");
+    let by_role = facts.subnets.values().any(has_role);
+    let wants_public = scheme == Scheme::InternetFacing;
+    let judge = |subnet: &Subnet| {
+        if by_role && !has_role(subnet) {
+            Some(Unfit::NoRole(role))
+        } else if !by_role && subnet.is_public != wants_public {
+            Some(Unfit::Route { is_public: subnet.is_public })
+        } else if is_of_another_cluster(cluster, &subnet.tags) {
+            Some(Unfit::OtherCluster)
+        } else if !subnet.in_availability_zone {
+            Some(Unfit::Zone)
+        } else if address_type == AddressType::Dualstack && !subnet.has_ipv6() {
+            Some(Unfit::NoIpv6)
+        } else if subnet.free_addresses < ADDRESSES_NEEDED {
+            Some(Unfit::Full(subnet.free_addresses))
+        } else {
+            None
+        }
+    };
+    facts.subnets.iter().map(|(id, subnet)| (id, (subnet, judge(subnet)))).collect()
+}
+
+/// Subnets by the rules of EKS: one for each zone, tagged for the cluster first, then the lowest id.
 ///
 /// # Errors
 /// A sentence that gives each subnet of the VPC and why it fell out.
@@ -167,33 +232,10 @@ pub fn discover_subnets(
     address_type: AddressType,
     facts: &Facts,
 ) -> Result<BTreeMap<Zone, SubnetId>, String> {
-    let role = match scheme {
-        Scheme::Internal => "kubernetes.io/role/internal-elb",
-        Scheme::InternetFacing => "kubernetes.io/role/elb",
-    };
-    let has_role = |subnet: &Subnet| subnet.tags.get(role).is_some_and(|value| value.is_empty() || value == "1");
-    let by_role = facts.subnets.values().any(has_role);
-    let wants_public = scheme == Scheme::InternetFacing;
     let mut reasons = vec![];
     let mut best: BTreeMap<Zone, (bool, SubnetId)> = BTreeMap::new();
-    for (id, subnet) in &facts.subnets {
-        let fallen_out = if by_role && !has_role(subnet) {
-            Some(format!("is not tagged {role}"))
-        } else if !by_role && subnet.is_public != wants_public {
-            let does = if subnet.is_public { "has" } else { "has no" };
-            Some(format!("{does} route to an internet gateway"))
-        } else if is_of_another_cluster(cluster, &subnet.tags) {
-            Some("is tagged for another cluster".to_owned())
-        } else if !subnet.in_availability_zone {
-            Some("is in no Availability Zone".to_owned())
-        } else if address_type == AddressType::Dualstack && !subnet.has_ipv6() {
-            Some("has no IPv6 range".to_owned())
-        } else if subnet.free_addresses < ADDRESSES_NEEDED {
-            Some(format!("has {} free addresses, {ADDRESSES_NEEDED} needed", subnet.free_addresses))
-        } else {
-            None
-        };
-        if let Some(reason) = fallen_out {
+    for (id, (subnet, unfit)) in judge_subnets(cluster, scheme, address_type, facts) {
+        if let Some(reason) = unfit {
             reasons.push(format!("{id} ({}) {reason}", subnet.zone));
             continue;
         }

@@ -34,7 +34,7 @@ use crate::model::node::{Labels, Origin, Worker};
 use crate::model::ownership;
 
 /// Target groups of one Auto Scaling group; cannot be raised (EC2 Auto Scaling quotas).
-const SLOTS: usize = 50;
+pub const SLOTS: usize = 50;
 
 /// What we know of a target group's targets. Not read from AWS while attachments alone decide.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -185,18 +185,12 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         Ending::Waiting => Action::await_change(),
         Ending::Settled => {
             failures(&context).remove(&uid);
-            context.reporter.forget(&uid, |reason| {
-                let passing = [
-                    report::INVALID,
-                    report::NETWORK,
-                    report::WAITING,
-                    report::FAILED,
-                    report::SUBNET_SWAP,
-                    report::CONTESTED,
-                    report::INTERRUPTION,
-                ];
-                reason.name().starts_with("Aws") || passing.contains(&reason)
-            });
+            context.reporter.forget(&uid, report::is_passing);
+            if is_ours && context.reporter.forget(&uid, report::is_trouble) {
+                context.reporter.forget(&uid, |reason| reason == report::RECOVERED);
+                let note = "what hindered it is over; all that the Service asks for is in place";
+                context.reporter.tell(&service, Kind::Normal, report::RECOVERED, note).await;
+            }
             Action::await_change()
         }
     })

@@ -16,6 +16,8 @@ use crate::telemetry::chain;
 
 /// The load balancer can be used.
 pub const READY: Reason = Reason::LoadBalancerReady;
+/// What hindered it is over.
+pub const RECOVERED: Reason = Reason::Recovered;
 /// Something is being waited for.
 pub const WAITING: Reason = Reason::Waiting;
 /// The load balancer and all that belongs to it is gone.
@@ -40,6 +42,21 @@ pub const ZONE_MISSING: Reason = Reason::ZoneWithoutSubnet;
 pub const INTERRUPTION: Reason = Reason::Interruption;
 /// AWS could not set the load balancer up.
 pub const FAILED: Reason = Reason::LoadBalancerFailed;
+
+/// Whether an Event of this reason says that all is well, whatever was said before it.
+pub fn is_well(reason: &str) -> bool {
+    [READY, RECOVERED].iter().any(|well| well.name() == reason)
+}
+
+/// Whether this tells of trouble, which is over when all that a Service asks for is in place.
+pub fn is_trouble(reason: Reason) -> bool {
+    reason.name().starts_with("Aws") || [INVALID, NETWORK, FAILED].contains(&reason)
+}
+
+/// Whether this tells of a step on the way, which has been taken when all that a Service asks for is in place.
+pub fn is_passing(reason: Reason) -> bool {
+    [WAITING, SUBNET_SWAP, CONTESTED, INTERRUPTION].contains(&reason)
+}
 
 /// Publishes what is new.
 pub struct Reporter {
@@ -109,10 +126,13 @@ impl Reporter {
         }
     }
 
-    /// Forgets what was said about a Service for these reasons, so that it is said again if it comes back.
-    pub fn forget(&self, uid: &str, is_over: impl Fn(Reason) -> bool) {
+    /// Forgets what was said about a Service for these reasons, so that it is said again if it comes back. Returns
+    /// whether anything was.
+    pub fn forget(&self, uid: &str, is_over: impl Fn(Reason) -> bool) -> bool {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = said.len();
         said.retain(|(object, reason), _| object != uid || !is_over(*reason));
+        said.len() < before
     }
 
     fn news(&self, object: &str, reason: Reason, notes: &BTreeSet<String>) -> Vec<String> {

@@ -17,11 +17,13 @@ use wire::{Attributes, Message, Messages};
 mod batch;
 mod element;
 mod error;
+mod survey;
 mod watch;
 mod wire;
 
 pub use element::{ElementChange, Value, Verb};
 pub use error::{Error, Place};
+pub use survey::{FilterSeen, TableSeen};
 pub use watch::{Notice, Watch};
 
 /// The most bytes that one transaction carries: some 100,000 elements of IPv4. It must fit into the socket's send buffer, and
@@ -303,11 +305,16 @@ impl Channel {
     }
 
     fn request(&mut self, kind: u16, flags: u16, family: Family, names: &[(u16, &str)]) -> Result<(), Error> {
+        self.request_of(kind, flags, wire::number(family), names)
+    }
+
+    /// A request by the kernel's number of a family.
+    fn request_of(&mut self, kind: u16, flags: u16, family: u8, names: &[(u16, &str)]) -> Result<(), Error> {
         self.discard()?;
         self.sequence = self.sequence.wrapping_add(1);
         self.out.clear();
         let flags = wire::REQUEST | flags;
-        let start = wire::begin_message(&mut self.out, kind, flags, self.sequence, wire::number(family));
+        let start = wire::begin_message(&mut self.out, kind, flags, self.sequence, family);
         for (kind, name) in names {
             wire::put_name(&mut self.out, *kind, name);
         }
@@ -323,6 +330,16 @@ impl Channel {
         place: &Place,
         mut each: impl FnMut(Attributes<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
+        self.answers_of(kind, place, |_, attributes| each(attributes))
+    }
+
+    /// The same, with the kernel's number of each answer's family.
+    fn answers_of(
+        &mut self,
+        kind: u16,
+        place: &Place,
+        mut each: impl FnMut(u8, Attributes<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let mut interrupted = false;
         while self.receive()? {
             for message in Messages(&self.answers).filter(|message| message.sequence == self.sequence) {
@@ -330,8 +347,8 @@ impl Channel {
                 match message.kind {
                     wire::ERROR | wire::DONE => return end_of_answers(message, place, interrupted, self.limit),
                     other if other == kind => {
-                        let (_, attributes) = message.generic().ok_or_else(|| Error::Unreadable(place.clone()))?;
-                        each(attributes)?;
+                        let (family, attributes) = message.generic().ok_or_else(|| Error::Unreadable(place.clone()))?;
+                        each(family, attributes)?;
                     }
                     _ => {}
                 }

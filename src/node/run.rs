@@ -30,7 +30,7 @@ use super::metrics::{NodeMetrics, trigger_time};
 use super::ranges::ServiceRanges;
 use super::ruleset::Facts;
 use super::service::{Mode, key};
-use super::{eligibility, sysctl};
+use super::{eligibility, kube_proxy, sysctl};
 use crate::admin::{self, Health};
 use crate::cluster::connect;
 use crate::cluster::event::{Events, Kind};
@@ -156,17 +156,8 @@ fn open_tables(mark: u32) -> anyhow::Result<Vec<Table>> {
 /// them, and is told how (P89).
 fn tell_of_kube_proxy() {
     let Ok(mut channel) = Channel::open() else { return };
-    for family in Family::ALL {
-        let word = family.word();
-        if channel.has_table(family, "kube-proxy").unwrap_or(false) {
-            tracing::warn!("table {word} kube-proxy is there: end kube-proxy and run `kube-proxy --cleanup`");
-        }
-        let chains = channel.chains(family, "nat").unwrap_or_default();
-        if chains.contains_key("KUBE-SERVICES") {
-            tracing::warn!(
-                "chain KUBE-SERVICES of table {word} nat is there: end kube-proxy and run `kube-proxy --cleanup`"
-            );
-        }
+    for rules in kube_proxy::rules(&mut channel).unwrap_or_default() {
+        tracing::warn!("{rules} is there: end kube-proxy and run `kube-proxy --cleanup`");
     }
 }
 

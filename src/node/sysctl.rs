@@ -81,6 +81,12 @@ pub fn wanted(cpus_online: u64, current: impl Fn(&str) -> Option<u64>) -> Vec<Wr
     writes
 }
 
+/// What has to be written under `root`.
+pub fn lacking(root: &Path) -> Vec<Write> {
+    let cpus = fs::read_to_string(root.join(CPUS)).ok().and_then(|list| count_cpus(&list)).unwrap_or(1);
+    wanted(cpus, |path| read(root, path).ok())
+}
+
 /// Brings the settings under `root` (`/`, or where the host's files are mounted) to what is wanted. Returns what was
 /// written, and what was refused.
 pub fn ensure(root: &Path) -> (Vec<Write>, Vec<Refused>) {
@@ -90,9 +96,8 @@ pub fn ensure(root: &Path) -> (Vec<Write>, Vec<Refused>) {
             refused.push(Refused { path: root.join(path), wanted: None, error });
         }
     }
-    let cpus = fs::read_to_string(root.join(CPUS)).ok().and_then(|list| count_cpus(&list)).unwrap_or(1);
     let mut written = Vec::new();
-    for write in wanted(cpus, |path| read(root, path).ok()) {
+    for write in lacking(root) {
         // The files are the kernel's and are neither created nor truncated.
         let path = root.join(write.path);
         let outcome = fs::OpenOptions::new()

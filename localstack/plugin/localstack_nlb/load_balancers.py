@@ -13,6 +13,7 @@ from moto.elbv2.models import AvailabilityZone, ELBv2Backend, FakeLoadBalancer
 
 from localstack_nlb import addresses, network_interfaces
 from localstack_nlb.accounts import balancing, network, network_of, now, quoted, refuse
+from localstack_nlb.paging import page
 from localstack_nlb.settings import SETTINGS
 from localstack_nlb.tags import check_tags, tag_map
 
@@ -390,3 +391,19 @@ def _state_with_reason(self: FakeLoadBalancer) -> dict[str, str]:
 
 
 FakeLoadBalancer.load_balancer_state = property(_state_with_reason)
+
+
+#: Defaults of Network Load Balancers and target groups (ELB user guide, "Quotas").
+LIMITS = {
+    "network-load-balancers": 50,
+    "listeners-per-network-load-balancer": 50,
+    "targets-per-network-load-balancer": 3000,
+    "targets-per-availability-zone-per-network-load-balancer": 500,
+    "target-groups": 3000,
+}
+
+
+def describe_account_limits(context: Any, request: Request) -> dict:
+    """moto knows those of Application Load Balancers."""
+    known = {limit["Name"]: limit["Max"] for limit in call_moto(context)["Limits"]} | LIMITS | SETTINGS.account_limits
+    return page("Limits", [{"Name": name, "Max": str(limit)} for name, limit in known.items()], request)

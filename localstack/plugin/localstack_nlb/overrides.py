@@ -52,6 +52,7 @@ OVERRIDES: dict[str, dict[str, Handler]] = {
     "elbv2": {
         "CreateLoadBalancer": load_balancers.create_load_balancer,
         "DeleteLoadBalancer": load_balancers.delete_load_balancer,
+        "DescribeAccountLimits": load_balancers.describe_account_limits,
         "DescribeLoadBalancers": load_balancers.describe_load_balancers,
         "DescribeCapacityReservation": capacity.describe_reservation,
         "ModifyLoadBalancerAttributes": load_balancers.modify_attributes,

@@ -22,13 +22,15 @@ class Settings:
     """So many targets a load balancer may have in all its target groups; 0: any number."""
     instance_refresh: list[str] = field(default_factory=list)
     """Auto Scaling groups in an instance refresh: attaching answers InstanceRefreshInProgress."""
+    account_limits: dict[str, int] = field(default_factory=dict)
+    """Limits that DescribeAccountLimits tells, where they are not AWS's defaults. They hold nobody back."""
 
     def change(self, wanted: dict[str, Any]) -> None:
         names = {f.name for f in fields(self)}
         if unknown := sorted(set(wanted) - names):
             raise ValueError(f"unknown settings {unknown}; there are {sorted(names)}")
         for name, value in wanted.items():
-            known = list if name == "instance_refresh" else (int, float)
+            known = {"instance_refresh": list, "account_limits": dict}.get(name, (int, float))
             if not isinstance(value, known) or isinstance(value, bool):
                 raise ValueError(f"{name} cannot be {value!r}")
         for name, value in wanted.items():
