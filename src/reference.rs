@@ -1,7 +1,8 @@
-//! The pages of `docs` that are written from the code: flags, metrics, Events.
+//! The pages of `docs` that are written from the code: flags, metrics, Events, annotations.
 //!
 //! `WEIR_REWRITE_GOLDEN=1 cargo test --lib reference` writes them anew; what has changed in them is to be read.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Arg, Command, CommandFactory as _};
 
 use crate::cluster::reason::Reason;
 use crate::metrics::Metrics;
+use crate::model::annotation::{Answer, Change, TABLE, TYPE};
 use crate::node::metrics::NodeMetrics;
 use crate::settings::Cli;
 
@@ -109,4 +111,85 @@ fn events_are_as_the_page_says() {
         writeln!(text, "| `{}` | {about} | {kind} | {} |", reason.name(), cell(meaning)).unwrap();
     }
     check("events.md", &[text]);
+}
+
+const PREFIX: &str = "service.beta.kubernetes.io/";
+
+/// Files below a folder of the repository whose names end so, with their texts, by path.
+fn sources(folder: &str, end: &str) -> BTreeMap<String, String> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let (mut found, mut open) = (BTreeMap::new(), vec![root.join(folder)]);
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.to_string_lossy().ends_with(end) {
+            let name = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+            found.insert(name, fs::read_to_string(path).unwrap());
+        }
+    }
+    found
+}
+
+/// The constant that stands for a key in the code, if there is one.
+fn constant<'a>(table: &'a str, key: &str) -> Option<&'a str> {
+    let short = key.strip_prefix(PREFIX)?;
+    let line = table.lines().find(|line| line.ends_with(&format!(": &str = key!(\"{short}\");")))?;
+    line.strip_prefix("pub const ")?.split(':').next()
+}
+
+/// Paths of the files that have one of these words, as a cell.
+fn with_one_of(files: &BTreeMap<String, String>, words: &[String]) -> String {
+    let found = files.iter().filter(|(_, text)| words.iter().any(|word| text.contains(word)));
+    found.map(|(path, _)| format!("`{path}`")).collect::<Vec<_>>().join(" ")
+}
+
+fn annotations() -> String {
+    let code = sources("src/model", ".rs");
+    let table = &code["src/model/annotation/table.rs"];
+    let (tests, mut parsers): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        code.clone().into_iter().partition(|(path, _)| path.ends_with("tests.rs"));
+    parsers.retain(|path, _| path.starts_with("src/model/service"));
+    let mut tests = tests;
+    tests.extend(sources("tests", ".py").into_iter().filter(|(path, _)| path.starts_with("tests/test_")));
+    let mut text = String::from(
+        "| Annotation | Value | Default | AWS | On a change | Answer | Parsed by | Tried out by |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in TABLE {
+        let short = row.key.strip_prefix(PREFIX).unwrap();
+        let shorter = short.strip_prefix("aws-load-balancer-").unwrap_or(short);
+        let name = constant(table, row.key);
+        let of_code: Vec<_> = name.iter().map(|name| format!("annotation::{name}")).collect();
+        let mut of_tests = of_code.clone();
+        of_tests.extend([format!("\"{shorter}\""), format!("\"{shorter}{{"), format!("\"{shorter}TCP")]);
+        let (mut parsed, mut tried) = (with_one_of(&parsers, &of_code), with_one_of(&tests, &of_tests));
+        if matches!(row.answer, Answer::Ignored(_)) || row.key == TYPE {
+            // By the code that warns of them, and by its test of all of them.
+            for cell in [&mut parsed, &mut tried] {
+                *cell = "`src/model/annotation.rs`".to_owned();
+            }
+        }
+        assert!(!parsed.is_empty() && !tried.is_empty(), "{}: parsed by {parsed:?}, tried out by {tried:?}", row.key);
+        let answer = match row.answer {
+            Answer::Honoured => "honoured".to_owned(),
+            Answer::Refused => "refused, if it asks for more than the default".to_owned(),
+            Answer::Ignored(why) => format!("ignored with a warning: it {why}"),
+        };
+        let change = match row.change {
+            Change::InPlace => "in place",
+            Change::Listener => "the listener, in place",
+            Change::TargetGroup => "a new target group takes over",
+            Change::Replace => "another load balancer takes over, with another name",
+            Change::Never => "refused; what runs stays",
+            Change::Nothing => "none",
+        };
+        let (value, default, effect) = (cell(row.value), cell(row.default), cell(row.effect));
+        writeln!(text, "| `{short}` | {value} | {default} | {effect} | {change} | {answer} | {parsed} | {tried} |")
+            .unwrap();
+    }
+    text
+}
+
+#[test]
+fn annotations_are_as_the_table_has_them() {
+    check("annotations.md", &[annotations()]);
 }

@@ -157,9 +157,9 @@ def attribute(key: str, value: str, name: str, on: str, off: str, **more: Any) -
 ROWS = (
     health("protocol", "tcp", {"protocol": "TCP", "health port": "traffic-port", "path": None, "codes": None}, OURS),
     health("protocol", "HTTPS", {"protocol": "HTTPS", "health port": "traffic-port", "path": "/", "timeout": 10}, OURS),
-    health("port", "traffic-port", {"protocol": "HTTP", "health port": "traffic-port"}, OURS),
-    health("port", "8081", {"health port": "8081"}, OURS),
-    health("port", "web", {"health port": "30981"}, OURS, spec=web(30981)),
+    health("port", "traffic-port", {"protocol": "TCP", "health port": "traffic-port", "path": None}, OURS),
+    health("port", "8081", {"protocol": "TCP", "health port": "8081", "path": None, "codes": None}, OURS),
+    health("port", "web", {"protocol": "TCP", "health port": "30981"}, OURS, spec=web(30981)),
     health("path", "/ready", {"protocol": "HTTP", "health port": "traffic-port", "path": "/ready"}, OURS),
     health("success-codes", "200, 204", {"codes": "200,204"}, OURS),
     health("interval", "30", {"interval": 30}, {"interval": 10}),

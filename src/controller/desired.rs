@@ -243,18 +243,21 @@ fn health_check(spec: &ServiceSpec, port: &Port, policy: &Policy) -> HealthCheck
     let asked = &spec.health;
     let means_their_server = asked.protocol.is_some() || asked.path.is_some();
     let of_node = || spec.local_health_port.unwrap_or(policy.health_port).to_string();
-    let asks_node = !means_their_server || spec.local_health_port.is_some();
+    let may_ask_node = !means_their_server || spec.local_health_port.is_some();
     let answers = port.target_protocol != Protocol::Udp;
     let checked_port = match asked.port {
         Some(HealthPort::Number(number)) => number.to_string(),
-        None if asks_node || !answers => of_node(),
+        None if may_ask_node || !answers => of_node(),
         Some(HealthPort::Traffic) | None => TRAFFIC_PORT.to_owned(),
     };
     let is_ours = asked.port.is_none() && !answers && spec.local_health_port.is_none();
-    let protocol = asked.protocol.filter(|_| !is_ours).unwrap_or(HealthProtocol::Http);
+    // Of their own server nothing is known but that it listens, and `/` if it speaks HTTP.
+    let asks_node = checked_port == of_node() || spec.local_health_port.is_some();
+    let speaks_http = asks_node || asked.path.is_some() || asked.codes.is_some();
+    let default_protocol = if speaks_http { HealthProtocol::Http } else { HealthProtocol::Tcp };
+    let protocol = asked.protocol.filter(|_| !is_ours).unwrap_or(default_protocol);
     let requests = protocol != HealthProtocol::Tcp;
-    // Of their own server only `/` is known.
-    let default_path = if checked_port == TRAFFIC_PORT { "/" } else { "/healthz" };
+    let default_path = if asks_node { "/healthz" } else { "/" };
     let path = asked.path.clone().filter(|_| !is_ours).unwrap_or_else(|| default_path.to_owned());
     let codes = asked.codes.clone().unwrap_or_else(|| "200-399".to_owned());
     let interval = asked.interval.unwrap_or(HealthCheckSpec::INTERVAL);

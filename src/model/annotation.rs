@@ -259,6 +259,19 @@ mod tests {
     }
 
     #[test]
+    fn each_key_that_is_ignored_says_why() {
+        for row in TABLE {
+            let annotations = with(row.key, "60");
+            let warnings = Annotations(&annotations).warnings();
+            match row.answer {
+                Answer::Ignored(why) => assert_eq!(warnings, [format!("{}: is ignored; it {why}", row.key)]),
+                Answer::Honoured | Answer::Refused if row.key == TYPE => assert_eq!(warnings.len(), 1),
+                Answer::Honoured | Answer::Refused => assert_eq!(warnings, Vec::<String>::new()),
+            }
+        }
+    }
+
+    #[test]
     fn each_key_has_one_row() {
         for row in TABLE {
             assert_eq!(TABLE.iter().filter(|other| other.covers(row.key)).count(), 1, "{}", row.key);

@@ -520,6 +520,33 @@ fn r42_health_checks_ask_the_node_whatever_the_protocol() {
 }
 
 #[test]
+fn a_health_check_asks_the_node_unless_its_owner_means_another_server() {
+    use HealthPort::{Number, Traffic};
+    use HealthProtocol::{Http, Tcp};
+    let asked = |health: HealthCheckSpec| {
+        let desired = decide(&ServiceSpec { health, ..spec() }, &Observed::default());
+        let check = desired.target_groups[&80].health.clone();
+        (check.protocol, check.port, check.path.unwrap_or_default())
+    };
+    let none = HealthCheckSpec::default;
+    let path = || Some("/ready".to_owned());
+    for (health, wanted) in [
+        (none(), ("HTTP", "10256", "/healthz")),
+        (HealthCheckSpec { port: Some(Number(10256)), ..none() }, ("HTTP", "10256", "/healthz")),
+        (HealthCheckSpec { port: Some(Number(8081)), ..none() }, ("TCP", "8081", "")),
+        (HealthCheckSpec { port: Some(Traffic), ..none() }, ("TCP", "traffic-port", "")),
+        (HealthCheckSpec { protocol: Some(Http), ..none() }, ("HTTP", "traffic-port", "/")),
+        (HealthCheckSpec { protocol: Some(Http), port: Some(Number(8081)), ..none() }, ("HTTP", "8081", "/")),
+        (HealthCheckSpec { protocol: Some(Tcp), ..none() }, ("TCP", "traffic-port", "")),
+        (HealthCheckSpec { path: path(), ..none() }, ("HTTP", "traffic-port", "/ready")),
+        (HealthCheckSpec { path: path(), port: Some(Number(8081)), ..none() }, ("HTTP", "8081", "/ready")),
+    ] {
+        let (protocol, port, path) = asked(health);
+        assert_eq!((protocol.as_str(), port.as_str(), path.as_str()), wanted);
+    }
+}
+
+#[test]
 fn r37_policy_local_asks_the_services_own_health_port() {
     let local = decide(&ServiceSpec { local_health_port: Some(31500), ..spec() }, &Observed::default());
     let cluster = decide(&spec(), &Observed::default());

@@ -171,7 +171,10 @@ pub(super) fn warn_of_proxied_checks(
     local: bool,
     warnings: &mut Vec<String>,
 ) {
-    let requests = health.protocol != Some(HealthProtocol::Tcp);
+    let requests = match health.protocol {
+        Some(protocol) => protocol != HealthProtocol::Tcp,
+        None => health.path.is_some() || health.codes.is_some(),
+    };
     let asks_their_server = health.protocol.is_some() || health.path.is_some();
     let checks_traffic = match health.port {
         Some(HealthPort::Traffic) => true,

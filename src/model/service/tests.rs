@@ -310,7 +310,8 @@ fn r45_a_check_of_a_server_that_expects_the_proxy_protocol_is_warned_of() {
     assert_eq!(warnings(&[proxied]), Vec::<String>::new());
     assert_eq!(warnings(&[proxied, (annotation::HEALTH_PORT, "8081")]), Vec::<String>::new());
     assert_eq!(warnings(&[proxied, (annotation::HEALTH_PROTOCOL, "tcp")]), Vec::<String>::new());
-    for key in [(annotation::HEALTH_PORT, "traffic-port"), (annotation::HEALTH_PATH, "/ready")] {
+    assert_eq!(warnings(&[proxied, (annotation::HEALTH_PORT, "traffic-port")]), Vec::<String>::new(), "by connecting");
+    for key in [(annotation::HEALTH_PROTOCOL, "http"), (annotation::HEALTH_PATH, "/ready")] {
         let warnings = warnings(&[proxied, key]);
         assert!(warnings.len() == 1 && warnings[0].contains("expects the PROXY protocol"), "{warnings:?}");
     }

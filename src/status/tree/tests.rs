@@ -28,6 +28,7 @@ fn balancer() -> Balancer {
         alpn: None,
         certificates: None,
         attributes: None,
+        tags: None,
     };
     Balancer {
         arn: "arn:lb".into(),
