@@ -227,7 +227,7 @@ def addresses(account, hostname: str, key: str) -> list[str | None]:
 
 
 def test_addresses_are_given_at_birth_and_stay(cluster, account, weir, ipv6):
-    """Elastic IPs in the order of the subnets, others by the subnet they lie in; an edit is refused, all runs on."""
+    """R36: elastic IPs in the order of the subnets, others by the subnet they lie in; an edit is refused, all runs on."""
     subnets = account.names["subnets"]
     eips = [account.ec2.allocate_address(Domain="vpc")["AllocationId"] for _ in range(4)]
     private = ["10.0.0.9", "10.0.16.9", "10.0.32.9"]
@@ -333,7 +333,7 @@ def test_protection_against_deletion(cluster, account, weir):
 
 
 def test_a_bucket_that_elb_cannot_write_to_holds_up_nothing_else(cluster, account, weir):
-    """R47: one sentence with AWS's words; hostname, targets and other attributes are there. A lost finalizer too."""
+    """R9: one sentence with AWS's words; hostname, targets and other attributes are there. A lost finalizer too."""
     weir(CALM)
     refusal = {"code": "InvalidConfigurationRequest", "message": "Access Denied for bucket: logs", "count": -1}
     account.faults({"operation": "ModifyLoadBalancerAttributes", "match": "access_logs", **refusal})
