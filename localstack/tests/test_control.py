@@ -229,6 +229,7 @@ def test_reset_of_everything(world: World, control: Control, pool: ThreadPoolExe
         "provision_failures": 0,
         "eni_linger_seconds": 0,
         "session_seconds": 0,
+        "targets_per_balancer": 0,
         "instance_refresh": [],
         "account_limits": {},
     }

@@ -215,8 +215,7 @@ fn fill(limit: &str, used: usize, max: usize, what: &str) -> Option<Found> {
         return None;
     }
     let sentence = format!("{used} of {max} {what} (quota {limit})");
-    let remedy =
-        "have the quota raised in Service Quotas, or delete what is not needed (`weir gc` finds what weir left)";
+    let remedy = "have the quota raised in Service Quotas, or delete what is not needed";
     Some(if used >= max {
         Found::error(sentence, remedy).explaining(&["service-waiting"])
     } else {
