@@ -505,9 +505,10 @@ def test_what_is_uninstalled_too_early_is_kept_and_found_again(
     terminal.type(f"kubectl get deployment,serviceaccount,role,rolebinding weir-controller --namespace {NAMESPACE}")
     terminal.type("kubectl get clusterrole,clusterrolebinding weir-controller")
 
-    # Without the policy, nothing refuses any more.
+    # Without the policy, nothing refuses any more, a moment after it is gone.
     kubelet.stop()
-    terminal.type("kubectl delete --ignore-not-found -k .")
+    remove = "kubectl delete --ignore-not-found -k ."
+    plane.kube.wait(lambda: succeeds(terminal, remove), 30, "everything to be deleted too early")
     shop.delete("order")
     time.sleep(1)
     assert shop.service("order")["metadata"]["deletionTimestamp"]
@@ -519,7 +520,6 @@ def test_what_is_uninstalled_too_early_is_kept_and_found_again(
     assert nothing(account)
     kubelet.stop()
     terminal.type(f"kubectl annotate namespace {NAMESPACE} weir.dev/uninstall=confirmed")
-    remove = "kubectl delete --ignore-not-found -k ."
     plane.kube.wait(lambda: succeeds(terminal, remove), 30, "everything to be deleted")
 
 
