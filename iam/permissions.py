@@ -248,6 +248,17 @@ PERMISSIONS = (
 )
 
 
+#: In src/aws: calls of `weir status` and `weir doctor` alone, which people run as whom they like.
+INQUIRY = "inquiry.rs"
+
+#: What these ask for that the controller does not need.
+EXTRA = {
+    "autoscaling:DescribeInstanceRefreshes": "Auto Scaling groups that replace their instances just now",
+    "elasticloadbalancing:DescribeAccountLimits": "quotas that are nearly used up",
+    "sts:GetCallerIdentity": "whose credentials these are; everybody may ask that",
+}
+
+
 # --- documents
 
 
@@ -318,7 +329,12 @@ class Call:
 
 def calls() -> list[Call]:
     """Every AWS call of the controller: the literals in `call!(…)`."""
-    return [call for path in sorted(CALLS.glob("*.rs")) for call in calls_of(path)]
+    return [call for path in sorted(CALLS.glob("*.rs")) if path.name != INQUIRY for call in calls_of(path)]
+
+
+def inquiries() -> list[Call]:
+    """Every AWS call that only the commands for people make."""
+    return list(calls_of(CALLS / INQUIRY))
 
 
 def calls_of(path: Path) -> Iterator[Call]:
@@ -344,7 +360,10 @@ def contradictions() -> list[str]:
         for permission in PERMISSIONS
         if permission.action not in made
     ]
-    return missing + unused
+    asked = {call.action for call in inquiries()}
+    unexplained = [f"src/aws/{INQUIRY} calls {action}, which no table knows" for action in asked - known - EXTRA.keys()]
+    unasked = [f"iam/permissions.py explains {action}, which src/aws/{INQUIRY} does not call" for action in EXTRA.keys() - asked]
+    return missing + unused + unexplained + unasked
 
 
 # --- the table for people
@@ -365,6 +384,15 @@ def table() -> str:
             "| Permission | Asked for by | For | Allowed on |",
             "|---|---|---|---|",
             *rows,
+            "",
+            "# What `weir doctor` asks for besides",
+            "",
+            "It uses the permissions above, with dry runs in place of writes. These are no part of the policies; without",
+            "them less is looked at.",
+            "",
+            "| Permission | For |",
+            "|---|---|",
+            *(f"| `{action}` | {purpose} |" for action, purpose in sorted(EXTRA.items())),
             "",
         ]
     )
