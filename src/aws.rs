@@ -71,6 +71,12 @@ impl Aws {
         }
     }
 
+    /// For a command that reads once, and a person who waits.
+    #[must_use]
+    pub fn at_once(self) -> Self {
+        Self { throttle: Arc::new(Throttle::at_once()), ..self }
+    }
+
     /// Where calls are counted.
     pub const fn metrics(&self) -> &Metrics {
         &self.metrics

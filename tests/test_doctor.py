@@ -17,6 +17,15 @@ from sandbox.aws import Account, LocalStack
 from sandbox.checks import serve
 from sandbox.cluster import ControlPlane
 from sandbox.doctor import Diagnosis, environment, node, read, run
+from sandbox.identity import (
+    NO_KEYS,
+    STS_AUDIENCE,
+    Role,
+    document,
+    register_issuer,
+    service_account_token,
+    web_identity,
+)
 from sandbox.kube import KubeError
 from sandbox.manifests import install
 from sandbox.process import free_port, wait_for
@@ -233,6 +242,51 @@ def test_a_permission_that_is_missing(doctor: Doctor, allowed: Callable[..., str
     told = doctor(AWS_ACCESS_KEY_ID=allowed(action))
     told.first("permission-denied", action, "user/weir")
     assert told.ids.count("permission-denied") == 1
+
+
+def test_the_shipped_policy_is_enough(
+    doctor: Doctor, account: Account, control_plane: ControlPlane, localstack: LocalStack, tmp_path: Path
+) -> None:
+    """As the controller's role by IRSA, with dry runs of its writes; what only the doctor would like to know is left out."""
+    register_issuer(account)
+    role = Role(account, document("trust-irsa-aws.json", account), document("policy-aws.json", account))
+    token = tmp_path / "token"
+    token.write_text(service_account_token(control_plane, STS_AUDIENCE))
+    localstack.enforce_policies(True)
+    told = doctor(**web_identity(role, token))
+    assert told.findings == []
+    assert told.skipped == {
+        "asg-refresh": "AWS denies autoscaling:DescribeInstanceRefreshes",
+        "quota": "AWS denies elasticloadbalancing:DescribeAccountLimits",
+    }
+
+
+def test_every_permission_that_can_be_asked_for_is(
+    doctor: Doctor, account: Account, cluster: Scene, weir: WeirFactory, localstack: LocalStack
+) -> None:
+    """All reads of the policy, and all writes to EC2."""
+    controller = weir()
+    serve(cluster, account)
+    controller.stop()
+    before = len(localstack.audit(account.id, "rust"))
+    assert doctor().findings == []
+    asked = {row["action"] for row in localstack.audit(account.id, "rust")[before:]}
+    policy = document("policy-aws.json", account)["Statement"]
+    actions = {action for statement in policy for action in listed(statement["Action"])}
+    wanted = {action for action in actions if action.startswith("ec2:") or ":Describe" in action}
+    assert len(wanted) > 20 and wanted <= asked, wanted - asked
+
+
+def listed(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def test_credentials_that_only_the_controller_lacks(doctor: Doctor, cluster: Scene, weir: WeirFactory) -> None:
+    """Whoever runs the doctor has good ones."""
+    weir(environment=NO_KEYS, awaited=False)
+    cluster.expose("order")
+    cluster.wait_event("order", "AwsCredentialsInvalid")
+    doctor("--patience=1h").first("credentials-invalid", "the controller has no valid ones", f"{cluster.namespace}/order")
 
 
 def test_a_permission_that_only_the_controller_has_met(

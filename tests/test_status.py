@@ -96,7 +96,7 @@ def test_what_is_missing_pending_refused_or_leaving(
     assert status() == "weir looks after no Service\n"
     cluster.expose("order")
     assert "the controller has said nothing of it" in status() and "there is no load balancer yet" in status()
-    account.localstack.settings(provision_seconds=10)
+    account.localstack.settings(provision_seconds=6)
     controller = weir()
     cluster.wait_event("order", "Waiting")
     wait_for(lambda: "provisioning, internet-facing" in status(), 10, "a load balancer")

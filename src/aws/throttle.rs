@@ -13,6 +13,8 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 type Size = (u32, u32);
 
 const READS: Size = (8, 20);
+/// Of a command that reads once: they are spread over four services, each of which has a bucket of its own with AWS.
+const READS_AT_ONCE: Size = (8, 60);
 /// What the AWS Load Balancer Controller allows itself for all calls to ELB but registrations, after years in large
 /// accounts (its `aws-api-throttle`, PR 2810). For us it holds writes alone.
 const BALANCER_WRITES: Size = (10, 40);
@@ -51,6 +53,11 @@ impl Default for Throttle {
 }
 
 impl Throttle {
+    /// Buckets of a command that reads once and ends.
+    pub fn at_once() -> Self {
+        Self { reads: RateLimiter::direct(quota(READS_AT_ONCE)), ..Self::default() }
+    }
+
     /// Waits for a describe. Returns the bucket's name, as the others do.
     pub async fn read(&self, _action: &'static str) -> &'static str {
         self.reads.until_ready().await;

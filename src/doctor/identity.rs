@@ -84,19 +84,16 @@ enum Trouble {
 /// By AWS's code (each service has its own), and where one code means two things by its words.
 fn trouble(error: &AwsError) -> Option<Trouble> {
     match error.code.as_str() {
-        "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture" => Some(Trouble::Clock),
+        "RequestTimeTooSkewed" | "RequestInTheFuture" => Some(Trouble::Clock),
         "SignatureDoesNotMatch" | "InvalidSignatureException" => {
             let by_clock = ["Signature expired", "Signature not yet current"];
             let is_clock = by_clock.iter().any(|words| error.message.contains(words));
             Some(if is_clock { Trouble::Clock } else { Trouble::Invalid })
         }
-        "ExpiredToken" | "ExpiredTokenException" => Some(Trouble::Expired),
-        "InvalidClientTokenId"
-        | "UnrecognizedClientException"
-        | "AuthFailure"
-        | "IncompleteSignature"
-        | "InvalidAccessKeyId"
-        | "MissingAuthenticationToken" => Some(Trouble::Invalid),
+        // EC2's word for a session that has ended, and for a request that is old.
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => Some(Trouble::Expired),
+        "InvalidAccessKeyId" | "MissingAuthenticationToken" => Some(Trouble::Invalid),
+        _ if error.class == Class::Unauthenticated => Some(Trouble::Invalid),
         _ => None,
     }
 }
@@ -180,9 +177,11 @@ fn expired(facts: &Facts) -> Verdict {
 fn invalid(facts: &Facts) -> Verdict {
     let words = match &facts.cloud.identity {
         Identity::Nobody(NoCredentials::Refused(words)) => words.clone(),
-        _ => match troubled(facts, Trouble::Invalid) {
-            Some(error) => words_of(error),
-            None => return Ok(vec![]),
+        _ => match (troubled(facts, Trouble::Invalid), told(facts, Class::Unauthenticated)) {
+            (Some(error), _) => words_of(error),
+            // Ours are good; the controller has its own.
+            (None, Some(told)) => format!("the controller has no valid ones. {told}"),
+            (None, None) => return Ok(vec![]),
         },
     };
     let remedy = "look at the access key, or at the role: that it exists, and that its trust policy names this cluster's \
@@ -303,14 +302,19 @@ fn untagged_node_group<'a>(facts: &Facts, denied: &[&'a AwsError]) -> Option<&'a
 }
 
 fn denials_told(facts: &Facts) -> Option<Found> {
-    let told = |service: &ServiceSeen| {
-        let told = facts.told(&service.uid).ok()?;
-        let last = told.into_iter().rev().find(|told| told.reason == Class::Denied.reason().name())?;
-        Some(format!("Service {}: {}", service.key, last.note))
-    };
-    let notes: Vec<_> = facts.ours().ok()?.filter_map(told).collect();
-    let more = if notes.len() > 1 { format!(" (and {} more Services)", notes.len() - 1) } else { String::new() };
-    let what = format!("the controller was denied something. {}{more}", notes.first()?);
+    let what = format!("the controller was denied something. {}", told(facts, Class::Denied)?);
     let remedy = "allow the action that is named in the policy of the controller's role";
     Some(Found::error(what, remedy).explaining(EVERYTHING))
+}
+
+/// What the controller said of failures of this class that are not over.
+fn told(facts: &Facts, class: Class) -> Option<String> {
+    let of = |service: &ServiceSeen| {
+        let told = facts.told(&service.uid).ok()?;
+        let last = told.into_iter().rev().find(|told| told.reason == class.reason().name())?;
+        Some(format!("Service {}: {}", service.key, last.note))
+    };
+    let notes: Vec<_> = facts.ours().ok()?.filter_map(of).collect();
+    let more = if notes.len() > 1 { format!(" (and {} more Services)", notes.len() - 1) } else { String::new() };
+    Some(format!("{}{more}", notes.first()?))
 }

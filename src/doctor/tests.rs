@@ -221,7 +221,7 @@ fn error(action: &'static str, class: Class, code: &str, message: &str) -> AwsEr
 
 fn refused_with(code: &str, message: &str) -> Report {
     but(|facts| {
-        let error = error("sts:GetCallerIdentity", Class::Denied, code, message);
+        let error = error("sts:GetCallerIdentity", Class::Unauthenticated, code, message);
         facts.cloud = unasked(Identity::Refused(error));
     })
 }
@@ -454,6 +454,10 @@ fn credentials() {
     first(&nobody(NoCredentials::Refused("no such role".into())), "credentials-invalid", Error, &["no such role"]);
     first(&refused_with("ExpiredToken", "it has expired"), "credentials-expired", Error, &["it has expired"]);
     first(&refused_with("InvalidClientTokenId", "is invalid"), "credentials-invalid", Error, &["is invalid"]);
+    let report = but(|facts| {
+        facts.kubernetes.told = Ok(vec![told("order", "AwsCredentialsInvalid", "the token file is missing", 1)]);
+    });
+    first(&report, "credentials-invalid", Error, &["the controller has no valid ones", "the token file is missing"]);
     let report = but(|facts| facts.cloud = unasked(Identity::NoRegion));
     first(&report, "region-unknown", Error, &["AWS_REGION"]);
     let report = but(|facts| {

@@ -6,7 +6,8 @@ use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use aws_credential_types::provider::ProvideCredentials as _;
 use aws_credential_types::provider::error::CredentialsError;
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 
 use super::super::facts::{Cloud, Identity, Kubernetes, NoCredentials, Seen, Unseen, seen};
@@ -17,7 +18,7 @@ use crate::cluster::lease::Claim;
 use crate::command::settings::Place;
 use crate::controller::facts::choose_node_group;
 use crate::metrics::Metrics;
-use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
+use crate::model::id::{AsgName, InstanceId, ListenerArn, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
 use crate::model::ownership::{self, Role, Tags, cluster_tags};
 use crate::settings::Controller;
 use crate::telemetry::chain;
@@ -31,6 +32,7 @@ const AT_ONCE: usize = 8;
 const NO_INSTANCE: &str = "i-00000000000000000";
 const NO_GROUP: &str = "sg-00000000000000000";
 const NO_ASG: &str = "weir-doctor";
+const NO_PREFIX_LIST: &str = "pl-00000000000000000";
 
 /// Reads the account, as far as it lets us.
 pub async fn gather(place: &Place, controller: &Seen<Controller>, kubernetes: &Kubernetes) -> Cloud {
@@ -39,7 +41,7 @@ pub async fn gather(place: &Place, controller: &Seen<Controller>, kubernetes: &K
     let config = config.into_builder().retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS)).build();
     let region = config.region().map(ToString::to_string).unwrap_or_default();
     // Writes are dry runs.
-    let aws = Aws::new(&config, &Metrics::default(), &Claim::unlimited());
+    let aws = Aws::new(&config, &Metrics::default(), &Claim::unlimited()).at_once();
     match identify(&config, &aws).await {
         Identity::Known(caller) => Box::pin(read(&aws, region, caller, controller, kubernetes)).await,
         other => nothing(region, other),
@@ -152,11 +154,6 @@ impl Failures {
             Unseen(why)
         })
     }
-
-    /// The denial alone, of a question that is not asked for its answer.
-    fn keep_denial<T>(&mut self, answer: Result<T, AwsError>) {
-        self.0.extend(answer.err().filter(|error| error.class == Class::Denied));
-    }
 }
 
 async fn read(
@@ -183,7 +180,7 @@ async fn read(
         Ok(controller) => {
             read_owned(aws, controller, &mut cloud, &mut failures).await;
             cloud.health = read_health(aws, controller, &cloud, &mut failures).await;
-            Box::pin(probe(aws, controller, &cloud, &mut failures)).await;
+            probe(aws, controller, &cloud, &mut failures).await;
         }
         Err(why) => {
             (cloud.backend, cloud.references) = (Err(why.clone()), Err(why.clone()));
@@ -318,45 +315,54 @@ async fn probe(aws: &Aws, controller: &Controller, cloud: &Cloud, failures: &mut
     let target_group = TargetGroupArn::from(arn("targetgroup/weir-doctor"));
     let (group, asg) = (SecurityGroupId::from(NO_GROUP), AsgName::from(NO_ASG));
     let instance = [InstanceId::from(NO_INSTANCE)];
+    let listener = ListenerArn::from(arn("listener/net/weir-doctor/0123456789abcdef"));
     let names = [balancer.to_string()];
-    let (listeners, tags, health, sources, legacy, membership, interfaces, services) = tokio::join!(
-        aws.describe_listeners_of(&balancer),
-        aws.describe_tags(&names),
-        aws.describe_health(&target_group),
-        aws.describe_sources(&asg),
-        aws.describe_legacy(&asg),
-        aws.describe_membership(&instance),
-        aws.describe_interfaces_of(&group),
-        aws.describe_endpoint_services_of(&balancer),
-    );
-    failures.keep_denial(listeners);
-    failures.keep_denial(tags);
-    failures.keep_denial(health);
-    failures.keep_denial(sources);
-    failures.keep_denial(legacy);
-    failures.keep_denial(membership);
-    failures.keep_denial(interfaces);
-    failures.keep_denial(services);
+    let lists = BTreeSet::from([NO_PREFIX_LIST.to_owned()]);
+    let asked = vec![
+        denial(aws.describe_listeners_of(&balancer)),
+        denial(aws.describe_balancer_attributes(&balancer)),
+        denial(aws.describe_capacity(&balancer)),
+        denial(aws.describe_listener_attributes(&listener)),
+        denial(aws.describe_certificates(&listener)),
+        denial(aws.describe_target_group_attributes(&target_group)),
+        denial(aws.describe_health(&target_group)),
+        denial(aws.describe_tags(&names)),
+        denial(aws.describe_sources(&asg)),
+        denial(aws.describe_legacy(&asg)),
+        denial(aws.describe_membership(&instance)),
+        denial(aws.describe_interfaces_of(&group)),
+        denial(aws.describe_prefix_lists(&lists)),
+        denial(aws.describe_endpoint_services_of(&balancer)),
+    ];
+    let denied: Vec<_> = futures::stream::iter(asked).buffered(AT_ONCE).collect().await;
+    failures.0.extend(denied.into_iter().flatten());
     probe_groups(aws, controller, cloud, failures).await;
+}
+
+/// The denial alone, of a question that is not asked for its answer.
+fn denial<'a, T>(asked: impl Future<Output = Result<T, AwsError>> + Send + 'a) -> BoxFuture<'a, Option<AwsError>> {
+    async move { asked.await.err().filter(|error| error.class == Class::Denied) }.boxed()
 }
 
 /// Writes to security groups.
 async fn probe_groups(aws: &Aws, controller: &Controller, cloud: &Cloud, failures: &mut Failures) {
     let tags: Tags = cluster_tags(&controller.cluster_name, Role::BackendGroup);
+    // A tag that weir sets, unlike the one by which policies know what is its own.
+    let key = ownership::RESOURCE_TAG;
+    let groups = nodes_groups(&controller.cluster_name, cloud);
+    let mut asked = vec![];
     if let Ok(vpc) = &cloud.vpc {
-        failures.keep_denial(aws.may_create_group(vpc, &tags).await);
+        asked.push(denial(aws.may_create_group(vpc, &tags)));
     }
-    for group in nodes_groups(&controller.cluster_name, cloud) {
-        failures.keep_denial(aws.may_authorize(&group).await);
-        failures.keep_denial(aws.may_revoke(&group).await);
+    for group in &groups {
+        asked.extend([denial(aws.may_authorize(group)), denial(aws.may_revoke(group))]);
     }
     if let Ok(Some(backend)) = &cloud.backend {
-        // A tag that weir sets, unlike the one by which policies know what is its own.
-        let key = ownership::RESOURCE_TAG;
-        failures.keep_denial(aws.may_tag_group(backend, key).await);
-        failures.keep_denial(aws.may_untag_group(backend, key).await);
-        failures.keep_denial(aws.may_delete_group(backend).await);
+        asked.extend([denial(aws.may_tag_group(backend, key)), denial(aws.may_untag_group(backend, key))]);
+        asked.push(denial(aws.may_delete_group(backend)));
     }
+    let denied: Vec<_> = futures::stream::iter(asked).buffered(AT_ONCE).collect().await;
+    failures.0.extend(denied.into_iter().flatten());
 }
 
 /// The groups of the nodes that the controller would open.
