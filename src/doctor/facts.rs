@@ -121,6 +121,8 @@ pub struct ServiceSeen {
     pub names_subnets: bool,
     /// How many listeners it asks for.
     pub listeners: usize,
+    /// Whether one of its target groups keeps the client's address.
+    pub keeps_client_address: bool,
 }
 
 /// An Event of the controller.

@@ -124,7 +124,7 @@ fn no_net_admin(facts: &NodeFacts) -> Verdict {
         return Ok(vec![]);
     }
     let remedy =
-        "run it as root, or in the container of weir node: kubectl exec -n weir-system <pod> -- weir doctor node";
+        "run it as root, or in the container of weir node: kubectl exec -n weir-system <pod> -- /weir doctor node";
     Ok(vec![Found::error("the capability NET_ADMIN is not among this process's", remedy)])
 }
 

@@ -91,7 +91,7 @@ fn webhook(facts: &Facts) -> Verdict {
 fn twice(facts: &Facts) -> Verdict {
     let twice: Vec<_> = facts.ours()?.filter(|service| claimed_by_others(service).is_some()).collect();
     let Some(finalizer) = twice.first().and_then(|service| claimed_by_others(service)) else { return Ok(vec![]) };
-    let what = format!("{} carry the finalizer {finalizer} of another controller", names(&twice));
+    let what = format!("with the finalizer {finalizer} of another controller: Service {}", names(&twice));
     let remedy = "see who that is: with --claim-classless nothing else may serve Services without a class; the cloud \
                   controller does unless they have one";
     Ok(vec![Found::error(what, remedy)])

@@ -4,7 +4,7 @@ use super::check::{Check, Found, Verdict};
 use super::facts::{Facts, ServiceSeen, Told, Unseen, seen};
 use super::identity::usable;
 use crate::controller::report;
-use crate::model::service::FINALIZER;
+use crate::model::service::{FINALIZER, Scheme};
 use crate::settings::Controller;
 
 /// Finalizers by which others show that a load balancer is theirs: the cloud controller, and the AWS Load Balancer
@@ -55,13 +55,20 @@ pub const CHECKS: &[Check<Facts>] = &[
         why: "A load balancer without a healthy target sends connections to all of them, or refuses them.",
         look: unhealthy,
     },
+    Check {
+        id: "service-hairpin",
+        title: "Pods reach an internal load balancer now and then only",
+        why: "The client's address is kept, so a connection that comes back to the node it began on has one address at both \
+              ends, and AWS drops it. Clients outside the cluster do not notice.",
+        look: hairpin,
+    },
 ];
 
-/// Names of the first few, for the beginning of a sentence.
+/// Names of the first few.
 pub fn names(services: &[&ServiceSeen]) -> String {
     let few: Vec<_> = services.iter().take(5).map(|service| service.key.to_string()).collect();
     let more = if services.len() > 5 { format!(" and {} more", services.len() - 5) } else { String::new() };
-    format!("Services {}{more}", few.join(", "))
+    format!("{}{more}", few.join(", "))
 }
 
 /// The finalizer by which somebody else shows that it looks after a Service.
@@ -93,7 +100,7 @@ fn unclaimed(facts: &Facts) -> Verdict {
     if unclaimed.is_empty() {
         return Ok(vec![]);
     }
-    let what = format!("{} have no spec.loadBalancerClass, and nobody has given them an address", names(&unclaimed));
+    let what = format!("no spec.loadBalancerClass, and no address from anybody: Service {}", names(&unclaimed));
     let remedy = format!(
         "the class can be set only when a Service becomes a LoadBalancer: make them again with spec.loadBalancerClass: {}, \
          or change their type to ClusterIP and, with the class, back",
@@ -185,6 +192,20 @@ fn deleting(facts: &Facts) -> Verdict {
         Some(Found::error(what, remedy))
     };
     Ok(services.filter(has_ours).filter_map(tell).collect())
+}
+
+fn hairpin(facts: &Facts) -> Verdict {
+    let default = seen(&facts.controller)?.default_scheme;
+    let is_internal = |service: &ServiceSeen| service.scheme.unwrap_or(default) == Scheme::Internal;
+    let hairpins: Vec<_> =
+        facts.ours()?.filter(|service| is_internal(service) && service.keeps_client_address).collect();
+    if hairpins.is_empty() {
+        return Ok(vec![]);
+    }
+    let what = format!("internal, with the client's address kept: Service {}", names(&hairpins));
+    let remedy = "if pods of the cluster use them: the annotation aws-load-balancer-target-group-attributes with \
+                  preserve_client_ip.enabled=false, or let them use the ClusterIP";
+    Ok(vec![Found::note(what, remedy)])
 }
 
 fn unhealthy(facts: &Facts) -> Verdict {

@@ -68,6 +68,7 @@ fn service(name: &str) -> ServiceSeen {
         address_type: AddressType::Ipv4,
         names_subnets: false,
         listeners: 1,
+        keeps_client_address: true,
     }
 }
 
@@ -750,6 +751,18 @@ fn services_that_get_nothing() {
     assert_eq!(report.findings, [], "one minute is not long");
     let report = with_service(|it| it.deleted = Some(now() - SignedDuration::from_mins(30)));
     first(&report, "service-deleting", Error, &["30 minutes", "has said nothing"]);
+}
+
+#[test]
+fn r44_pods_that_come_back_to_their_own_node() {
+    let internal = |keeps| {
+        with_service(|it| {
+            (it.scheme, it.names_subnets, it.keeps_client_address) = (Some(Scheme::Internal), true, keeps);
+        })
+    };
+    first(&internal(true), "service-hairpin", Note, &["shop/order"]);
+    let report = internal(false);
+    assert_eq!(report.findings, []);
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::cluster::event::CONTROLLER as REPORTER;
 use crate::command::deployed;
 use crate::command::settings::Place;
 use crate::model::node::Worker;
-use crate::model::service::{AddressType, FINALIZER, is_claimed, owner_of, parse};
+use crate::model::service::{AddressType, FINALIZER, Port, is_claimed, owner_of, parse};
 use crate::settings::{Command, Controller};
 use crate::telemetry::chain;
 
@@ -186,7 +186,13 @@ fn service_seen(service: &Service, controller: Option<&Controller>) -> ServiceSe
         address_type: asked.map_or(AddressType::Ipv4, |asked| asked.address_type),
         names_subnets: asked.is_some_and(|asked| !asked.subnets.is_empty()),
         listeners: asked.map(|asked| asked.ports.len()).unwrap_or_default(),
+        keeps_client_address: asked.is_some_and(|asked| asked.ports.values().any(keeps_client_address)),
     }
+}
+
+/// Target groups of instances keep it unless told otherwise (ELB user guide, "Client IP preservation").
+fn keeps_client_address(port: &Port) -> bool {
+    port.attributes.get("preserve_client_ip.enabled").is_none_or(|value| value != "false")
 }
 
 fn told(event: &Event) -> Option<Told> {
