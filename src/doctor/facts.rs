@@ -134,8 +134,6 @@ pub struct Told {
     pub reason: String,
     /// Its words.
     pub note: String,
-    /// Whether it is a warning.
-    pub is_warning: bool,
     /// When it was said last.
     pub at: Timestamp,
 }

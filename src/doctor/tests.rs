@@ -255,7 +255,6 @@ fn told(service: &str, reason: &str, note: &str, minutes_ago: i64) -> Told {
         uid: format!("uid-{service}"),
         reason: reason.into(),
         note: note.into(),
-        is_warning: true,
         at: now() - SignedDuration::from_mins(minutes_ago),
     }
 }

@@ -201,7 +201,6 @@ fn told(event: &Event) -> Option<Told> {
         uid: event.regarding.as_ref()?.uid.clone()?,
         reason: event.reason.clone()?,
         note: event.note.clone().unwrap_or_default(),
-        is_warning: event.type_.as_deref() == Some("Warning"),
         at: series.or_else(|| event.event_time.as_ref().map(|time| time.0))?,
     })
 }
