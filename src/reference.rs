@@ -143,6 +143,9 @@ fn with_one_of(files: &BTreeMap<String, String>, words: &[String]) -> String {
     found.map(|(path, _)| format!("`{path}`")).collect::<Vec<_>>().join(" ")
 }
 
+/// How a test in Python names a key that it tries out. The word alone would not do: `"name"` is in every second file.
+const TRIALS: [&str; 6] = ["Row(\"", "Mistake(\"", "mistaken(\"", "attribute(\"", "annotated(\"", "ANNOTATION + \""];
+
 fn annotations() -> String {
     let code = sources("src/model", ".rs");
     let table = &code["src/model/annotation/table.rs"];
@@ -160,7 +163,11 @@ fn annotations() -> String {
         let name = constant(table, row.key);
         let of_code: Vec<_> = name.iter().map(|name| format!("annotation::{name}")).collect();
         let mut of_tests = of_code.clone();
-        of_tests.extend([format!("\"{shorter}\""), format!("\"{shorter}{{"), format!("\"{shorter}TCP")]);
+        // A family's key goes on.
+        let end = if row.key.ends_with('.') { "" } else { "\"" };
+        of_tests.extend(TRIALS.map(|trial| format!("{trial}{shorter}{end}")));
+        of_tests.push(format!("{{ANNOTATION}}{shorter}:"));
+        of_tests.push(format!("\"{}\"", row.key));
         let (mut parsed, mut tried) = (with_one_of(&parsers, &of_code), with_one_of(&tests, &of_tests));
         if matches!(row.answer, Answer::Ignored(_)) || row.key == TYPE {
             // By the code that warns of them, and by its test of all of them.

@@ -359,6 +359,31 @@ def test_a_bucket_that_elb_cannot_write_to_holds_up_nothing_else(cluster, accoun
     wait_for(lambda: attributes(account, row["LoadBalancerArn"])[LOGS] == "true", 15, "access logs")
 
 
+def test_a_port_beyond_a_quota_holds_up_no_other(cluster, account, weir):
+    """No target group for one port, no listener for another: the third is served, and the name is out."""
+    weir(CALM)
+    ports = [
+        {"name": f"p{number}", "port": 80 + number, "targetPort": 8080, "nodePort": 30760 + number}
+        for number in range(3)
+    ]
+    quotas = {"CreateTargetGroup": ("TooManyTargetGroups", 30761), "CreateListener": ("TooManyListeners", 82)}
+    account.faults(*(
+        {"operation": operation, "code": code, "match": f'"Port": {port}', "count": -1}
+        for operation, (code, port) in quotas.items()
+    ))  # fmt: skip
+    cluster.expose("order", ports=ports)
+    arn = balancer(account, cluster.wait_hostname("order"))["LoadBalancerArn"]
+    [(port, listener)] = listeners(account, arn).items()
+    assert port == 80
+    workers = set(account.names["instances"])
+    wait_for(lambda: targets(account, target_of(listener)) == workers, 15, "the nodes to be targets")
+    said = [text for reason, text in cluster.events("order") if reason == "AwsQuotaExceeded"]
+    assert len(said) == 2 and all(any(code in text for text in said) for code, _ in quotas.values()), said
+    account.faults()
+    cluster.patch("order", {"metadata": {"annotations": annotated({"attributes": f"{CROSS_ZONE}=true"})}})
+    wait_for(lambda: set(listeners(account, arn)) == {80, 81, 82}, 15, "the other ports")
+
+
 def test_at_a_quota_every_port_keeps_some_targets(cluster, account, weir):
     """Nodes in no Auto Scaling group; AWS takes eight targets, three ports want four nodes each."""
     for node in cluster.kube.list("/api/v1/nodes"):

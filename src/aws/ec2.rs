@@ -532,3 +532,22 @@ fn permission(rule: &IngressRule, description: Option<&str>) -> IpPermission {
     }
     .build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r29_a_prefix_list_weighs_its_size_and_one_of_awss_own_what_aws_says() {
+        for (name, most, expected) in [
+            ("office", Some(7), 7),
+            ("com.amazonaws.global.cloudfront.origin-facing", None, 55),
+            ("com.amazonaws.us-east-1.s3", None, 1),
+            ("com.amazonaws.us-east-1.s3express", None, 6),
+            ("com.amazonaws.us-east-1.ipv6.route53-healthchecks", None, 25),
+        ] {
+            let list = ManagedPrefixList::builder().prefix_list_name(name).set_max_entries(most).build();
+            assert_eq!(weight(&list), expected, "{name}");
+        }
+    }
+}
