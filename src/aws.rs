@@ -50,6 +50,18 @@ pub async fn configuration(region: Option<String>) -> SdkConfig {
 }
 
 impl Aws {
+    /// Clients with the environment's credentials, for this Region or the environment's.
+    ///
+    /// # Errors
+    /// No Region is known.
+    pub async fn connect(region: Option<String>, metrics: &Metrics, claim: &Claim) -> anyhow::Result<Self> {
+        let config = configuration(region).await;
+        if config.region().is_none() {
+            anyhow::bail!("cannot find the AWS Region: set --region or AWS_REGION");
+        }
+        Ok(Self::new(&config, metrics, claim))
+    }
+
     /// Clients of this configuration, whose writes leave only while the claim holds.
     pub fn new(config: &SdkConfig, metrics: &Metrics, claim: &Claim) -> Self {
         let (count, fence) = (|service| CountCalls::new(metrics, service), Fence::new(claim));

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod apply;
+pub mod backend;
 pub mod cluster_name;
 pub mod contest;
 pub mod desired;
@@ -12,6 +13,7 @@ pub mod observed;
 pub mod placement;
 pub mod plan;
 pub mod reconcile;
+pub mod rehearsal;
 pub mod report;
 pub mod run;
 pub mod shares;

@@ -8,3 +8,4 @@ pub mod name;
 pub mod node;
 pub mod ownership;
 pub mod service;
+pub mod text;

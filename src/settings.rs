@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::command;
+use crate::controller::desired::Policy;
+use crate::model::id::VpcId;
 use crate::model::service::Scheme;
 use crate::netfilter::object::Protocol;
 use crate::node::addresses::NodePortAddresses;
@@ -251,6 +253,24 @@ pub struct Controller {
     /// Logs.
     #[command(flatten)]
     pub log: Log,
+}
+
+impl Controller {
+    /// What planning needs of it.
+    pub fn policy(&self, cluster_uid: String) -> Policy {
+        Policy {
+            cluster: self.cluster_name.clone(),
+            cluster_uid,
+            default_scheme: self.default_scheme,
+            node_ports: self.node_port_range,
+            health_port: self.health_port,
+        }
+    }
+
+    /// The VPC, if it is given.
+    pub fn vpc(&self) -> Option<VpcId> {
+        self.vpc_id.as_deref().map(Into::into)
+    }
 }
 
 /// Settings of the log.

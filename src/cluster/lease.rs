@@ -8,7 +8,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use kube::api::{Api, PostParams};
@@ -71,6 +71,11 @@ impl Claim {
     pub fn unlimited() -> Self {
         // A value stays readable without its sender.
         Self(watch::channel(Some(Until::End)).1)
+    }
+
+    /// That of a process which only looks.
+    pub fn none() -> Self {
+        Self(watch::channel(None).1)
     }
 
     /// One that holds for as long as the channel says.
@@ -271,6 +276,21 @@ impl Election {
     }
 }
 
+/// Who holds the Lease, going by the times in it and this process's clock: for people, not for a decision to write.
+///
+/// # Errors
+/// As of the API server.
+pub async fn holder(client: &kube::Client, namespace: &str, now: Timestamp) -> kube::Result<Option<String>> {
+    let lease = Api::<Lease>::namespaced(client.clone(), namespace).get_opt(NAME).await?;
+    Ok(lease.and_then(|lease| live_holder(lease.spec?, now)))
+}
+
+fn live_holder(spec: LeaseSpec, now: Timestamp) -> Option<String> {
+    let renewed = spec.renew_time?.0;
+    let is_live = now.duration_since(renewed) < SignedDuration::try_from(DURATION).ok()?;
+    spec.holder_identity.filter(|holder| is_live && !holder.is_empty())
+}
+
 fn spec(me: &str, transitions: i32, acquired: MicroTime) -> LeaseSpec {
     LeaseSpec {
         holder_identity: Some(me.to_owned()),
@@ -320,6 +340,17 @@ mod tests {
         std::thread::sleep(Duration::from_millis(201));
         assert!(!claim.holds());
         assert!(Claim::unlimited().holds());
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_or_was_given_back_is_nobodys() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let held = |by: &str| spec(by, 0, MicroTime(at(0)));
+        let held = |by: &str| LeaseSpec { renew_time: Some(MicroTime(at(100))), ..held(by) };
+        assert_eq!(live_holder(held("a"), at(110)), Some("a".into()));
+        assert_eq!(live_holder(held("a"), at(90)), Some("a".into()), "a clock that is ahead");
+        assert_eq!(live_holder(held("a"), at(115)), None);
+        assert_eq!(live_holder(held(""), at(110)), None);
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::desired::Policy;
+use super::desired::{Desired, Policy, Refusal, desired};
 use super::facts::{Asked, Facts, NodeGroups, choose_node_group};
 use super::observed::{Asg, Balancer, Intent, Observed, Outcome, SourceState, TargetGroup};
 use super::placement::{Placement, Scene, Seniority, Targets, membership_of, place};
-use super::plan::{AttributesOf, Step};
+use super::plan::{AttributesOf, Plan, Step, plan};
 use super::shares;
 use crate::aws::Aws;
 use crate::aws::classify::AwsError;
@@ -25,6 +25,7 @@ use crate::cluster::lease::Claim;
 use crate::model::id::{AsgName, InstanceId, LoadBalancerArn, SecurityGroupId, ServiceKey, TargetGroupArn, VpcId};
 use crate::model::node::{Labels, Worker};
 use crate::model::ownership::{self, Owner, Tags};
+use crate::model::service::ServiceSpec;
 
 /// How long the tags of a load balancer that is not ours are believed. Ours are read at every drift check.
 const FOREIGN_TAGS_LIFETIME: Duration = Duration::from_hours(1);
@@ -72,7 +73,7 @@ impl Drop for Coming<'_> {
 }
 
 /// What the lock protects. Held for moments, never across an await.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     /// What AWS has.
     pub observed: Observed,
@@ -239,6 +240,28 @@ impl State {
         self.observed.record(step, outcome);
     }
 
+    /// What a Service should have, and what to do about it. Takes note of the order in which its target groups get slots.
+    ///
+    /// # Errors
+    /// Why it can have nothing, or must keep what it has.
+    pub fn decide(&mut self, spec: &ServiceSpec, policy: &Policy) -> Result<(Desired, Plan), Refusal> {
+        let Some(facts) = &self.facts else {
+            let unknown = "the cluster's network has not been read yet";
+            return Err(Refusal::Network(self.network_problem.clone().unwrap_or_else(|| unknown.into())));
+        };
+        let desired = desired(spec, facts, policy, &self.observed)?;
+        for (port, group) in &desired.target_groups {
+            let seniority = (spec.created, spec.owner.service.to_string(), *port);
+            let arn = self.observed.target_groups.get(&group.name).map(|known| known.arn.clone());
+            match arn {
+                Some(arn) => drop(self.seniority.insert(arn, seniority)),
+                None => drop(self.promised.insert(group.name.clone(), seniority)),
+            }
+        }
+        let plan = plan(&desired, &self.observed.of(&policy.cluster, &spec.owner.uid));
+        Ok((desired, plan))
+    }
+
     /// Forgets target groups that a Service was about to make. One that it still wants it announces again.
     pub fn forget_promises(&mut self, service: &ServiceKey) {
         let service = service.to_string();
@@ -316,6 +339,7 @@ impl State {
         merge_map(&mut observed.asgs, fresh.asgs, AsgName::as_str, is_newer, &mut |_| true, keep_states);
         observed.foreign_balancers = fresh.foreign_balancers;
         observed.listed = fresh.listed;
+        observed.twins = fresh.twins;
         *missed = once;
         let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
         self.targets.retain(|arn, _| lives.contains(arn));
@@ -413,6 +437,24 @@ impl State {
         }
     }
 
+    /// Takes note of detachments that have begun. AWS deregisters the group's instances, whoever registered them.
+    pub fn begin_detach(&mut self, asg: &AsgName, batch: &[TargetGroupArn]) {
+        self.touch(asg.as_str());
+        let Some(known) = self.observed.asgs.get_mut(asg) else { return };
+        for arn in batch {
+            known.sources.insert(arn.clone(), SourceState::Removing);
+            self.targets.entry(arn.clone()).or_default().direct.retain(|instance| !known.instances.contains(instance));
+        }
+    }
+
+    /// Takes note of detachments by the older calls that have begun.
+    pub fn begin_detach_legacy(&mut self, asg: &AsgName, batch: &[TargetGroupArn]) {
+        self.touch(asg.as_str());
+        if let Some(known) = self.observed.asgs.get_mut(asg) {
+            known.legacy.extend(batch.iter().map(|arn| (arn.clone(), SourceState::Removing)));
+        }
+    }
+
     /// Attachments that somebody else takes away again and again.
     pub fn stripped_repeatedly(&self) -> impl Iterator<Item = &(AsgName, TargetGroupArn)> {
         self.stripped.iter().filter(|(_, times)| times.len() >= STRIPPED.0).map(|(key, _)| key)
@@ -487,6 +529,16 @@ impl State {
             targets.strangers = strangers;
         }
         self.targets.insert(arn.clone(), targets);
+    }
+
+    /// Takes note of instances that were registered.
+    pub fn record_registered(&mut self, arn: &TargetGroupArn, instances: &BTreeSet<InstanceId>) {
+        for instance in instances {
+            self.unfit.remove(instance);
+        }
+        let targets = self.targets.entry(arn.clone()).or_default();
+        targets.expelled.retain(|instance| !instances.contains(instance));
+        targets.direct.extend(instances.iter().cloned());
     }
 
     /// Takes note of instances that were deregistered. Where an attachment is still under way it may put them in again,
@@ -589,6 +641,25 @@ impl State {
             }
         }
         changed
+    }
+
+    /// Marks the target groups for which everything is done. Returns what is left to do, and the tags of those that a
+    /// Service waited for.
+    pub fn mark_served(&mut self, cluster: &str, now: Instant) -> (Placement, Vec<Tags>) {
+        let placement = self.place(cluster, now);
+        let Observed { asgs, target_groups, .. } = &mut self.observed;
+        let is_adding =
+            |arn: &TargetGroupArn| asgs.values().any(|asg| asg.sources.get(arn) == Some(&SourceState::Adding));
+        let mut awaited = vec![];
+        for group in target_groups.values_mut() {
+            let served = group.intent == Intent::Serve && placement.is_served(&group.arn) && !is_adding(&group.arn);
+            if served && !group.served && self.awaited.remove(&group.name) {
+                awaited.push(group.tags.clone());
+            }
+            group.served = served;
+        }
+        self.awaited.retain(|name| target_groups.contains_key(name));
+        (placement, awaited)
     }
 
     /// Load balancers that AWS is setting up.

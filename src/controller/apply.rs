@@ -21,7 +21,7 @@ const RELEASE_TRIES: usize = 8;
 /// # Errors
 /// Why it did not happen. Whether it took effect in AWS is then unknown to the view.
 pub async fn apply(account: &Account, step: &Step) -> Result<(), StepError> {
-    if !matches!(step, Step::Intend { .. } | Step::Select { .. }) {
+    if step.is_write() {
         account.fence()?;
         tracing::info!(%step, "applying");
     }

@@ -38,7 +38,7 @@ pub struct Contests(BTreeMap<String, History>);
 impl Contests {
     /// A step was taken for what the owner wrote.
     pub fn note(&mut self, owner: &str, fingerprint: u64, step: &Step, now: Instant) {
-        if matches!(step, Step::Intend { .. } | Step::Select { .. }) {
+        if !step.is_write() {
             return;
         }
         let history =

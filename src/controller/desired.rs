@@ -8,6 +8,8 @@ mod address;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use self::access::{frontend_rules, own_groups};
 use self::address::mappings;
 use super::facts::{Facts, discover_subnets, named_subnets};
@@ -24,7 +26,7 @@ use crate::model::service::{
 };
 
 /// What the operator decided for all Services.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Name of the cluster, as in the tags of its resources.
     pub cluster: String,

@@ -14,7 +14,7 @@ use super::observed::{Balancer, Listener, Observed};
 use crate::aws::classify::{AwsError, Class};
 use crate::model::id::{InstanceId, LoadBalancerArn, SecurityGroupId, TargetGroupArn, VpcId};
 use crate::model::name;
-use crate::model::ownership::{self, Tags};
+use crate::model::ownership::{self, CLUSTER_UID_TAG, Tags};
 use crate::model::service::ServiceSpec;
 use crate::telemetry::chain;
 
@@ -47,20 +47,28 @@ enum NetworkError {
 /// What could not be read; the view is then as it was. A network that cannot be read is no error here: it is told to
 /// the Services that need it.
 pub async fn check(account: &Account, rotation: &mut Rotation) -> Result<bool, AwsError> {
+    let again = observe(account, rotation).await?;
+    warn_of_twins(&account.state().observed.twins);
+    read_network(account).await;
+    account.placement.notify_one();
+    Ok(again)
+}
+
+/// Reads all that batched calls show of load balancers, target groups, listeners, security groups and Auto Scaling
+/// groups, and what is in turn. Returns whether another reading should follow soon.
+///
+/// # Errors
+/// What could not be read; the view is then as it was.
+pub async fn observe(account: &Account, rotation: &mut Rotation) -> Result<bool, AwsError> {
     // Targets before groups: an instance in neither must not be one that was launched in between.
     let listings = read_targets(account, rotation).await;
     let began = account.state().now();
     let fresh = read(account, rotation).await?;
-    let again = {
-        let mut state = account.state();
-        let again = state.merge(fresh, began, Instant::now());
-        for (arn, listed) in listings.iter().filter(|_| state.now() == began).collect::<Vec<_>>() {
-            state.record_targets(&account.policy.cluster, arn, listed, true);
-        }
-        again
-    };
-    read_network(account).await;
-    account.placement.notify_one();
+    let mut state = account.state();
+    let again = state.merge(fresh, began, Instant::now());
+    for (arn, listed) in listings.iter().filter(|_| state.now() == began).collect::<Vec<_>>() {
+        state.record_targets(&account.policy.cluster, arn, listed, true);
+    }
     Ok(again)
 }
 
@@ -106,27 +114,25 @@ pub fn next<K: Ord + Clone>(all: &BTreeSet<K>, stands: &mut Option<K>, count: us
 /// What belongs to another cluster of the same name. It is as foreign as anything else in the account.
 struct Twins<'a> {
     uid: &'a str,
-    resources: Vec<String>,
+    resources: BTreeMap<String, String>,
 }
 
 impl Twins<'_> {
     /// Whether a resource with these tags is another cluster's.
     fn claim(&mut self, resource: &str, tags: &Tags) -> bool {
-        let is_theirs = ownership::is_of_other_uid(self.uid, tags);
-        if is_theirs {
-            self.resources.push(resource.to_owned());
-        }
-        is_theirs
+        let uid = tags.get(CLUSTER_UID_TAG).filter(|_| ownership::is_of_other_uid(self.uid, tags));
+        self.resources.extend(uid.map(|uid| (resource.to_owned(), uid.clone())));
+        uid.is_some()
     }
+}
 
-    fn warn(&self) {
-        if let Some(one) = self.resources.first() {
-            tracing::warn!(
-                count = self.resources.len(),
-                one,
-                "another cluster has this one's name: what it owns is left alone. Give one of them another --cluster-name"
-            );
-        }
+fn warn_of_twins(twins: &BTreeMap<String, String>) {
+    if let Some(one) = twins.keys().next() {
+        tracing::warn!(
+            count = twins.len(),
+            one,
+            "another cluster has this one's name: what it owns is left alone. Give one of them another --cluster-name"
+        );
     }
 }
 
@@ -134,7 +140,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     let aws = &account.aws;
     let cluster = &account.policy.cluster;
     let mut fresh = Observed::default();
-    let mut twins = Twins { uid: &account.policy.cluster_uid, resources: vec![] };
+    let mut twins = Twins { uid: &account.policy.cluster_uid, resources: BTreeMap::new() };
 
     let prefix = name::cluster_prefix(cluster);
     let target_groups = aws.describe_target_groups().await?;
@@ -179,7 +185,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
     let groups = aws.describe_groups_of(cluster).await?;
     let groups = groups.into_iter().filter(|group| !twins.claim(group.id.as_str(), &group.tags));
     fresh.groups.extend(groups.map(|group| (group.name.clone(), group)));
-    twins.warn();
+    fresh.twins = twins.resources;
     if let Some(backend) = fresh.backend_group(cluster).map(|group| group.id.clone()) {
         for reference in aws.describe_references(&backend).await?.into_iter().filter(|reference| reference.is_ours) {
             fresh.node_rules.entry(reference.group).or_default().insert(reference.rule);

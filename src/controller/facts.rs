@@ -4,18 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::model::annotation::{self, Problem};
 use crate::model::family::Family;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
 use crate::model::ownership::Tags;
 use crate::model::service::{AddressType, Scheme, ServiceSpec};
+use crate::model::text;
 
 /// Free addresses a subnet needs for a load balancer (ELB user guide, "Subnets for your load balancer").
 const ADDRESSES_NEEDED: i32 = 8;
 
 /// The cluster's network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// The cluster's VPC.
     pub vpc: VpcId,
@@ -30,7 +32,7 @@ pub struct Facts {
 }
 
 /// A prefix list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefixList {
     /// Family of its entries.
     pub family: Family,
@@ -63,7 +65,7 @@ impl Facts {
 }
 
 /// Security groups of the nodes that must admit the load balancers.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeGroups {
     /// The chosen groups.
     pub chosen: BTreeSet<SecurityGroupId>,
@@ -72,13 +74,14 @@ pub struct NodeGroups {
 }
 
 /// A subnet of the VPC.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {
     /// Its zone.
     pub zone: Zone,
     /// Whether the zone is an Availability Zone, not a Local, Wavelength or Outpost one.
     pub in_availability_zone: bool,
     /// Its address ranges, of either family.
+    #[serde(with = "text::set")]
     pub ranges: BTreeSet<IpNet>,
     /// Free IPv4 addresses.
     pub free_addresses: i32,

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};
+use serde::{Deserialize, Serialize};
 
 use super::plan::{AttributesOf, NOT_SET_UP, Resource, Step};
 use crate::model::attribute::Attributes;
@@ -17,15 +18,18 @@ use crate::model::id::{
 use crate::model::node::Labels;
 use crate::model::ownership::{self, Owner, Role, Tags};
 use crate::model::service::{AddressType, Scheme};
+use crate::model::text;
 
 /// Everything in the account that concerns this cluster's load balancers. Names are unique in an account and Region
 /// (security groups: in a VPC) and ours are deterministic, so names are the keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observed {
     /// Load balancers of this cluster.
     pub balancers: BTreeMap<String, Balancer>,
     /// Names that load balancers of others hold.
     pub foreign_balancers: BTreeMap<String, LoadBalancerArn>,
+    /// ARNs and ids of what belongs to other clusters of this name, with those clusters' ids.
+    pub twins: BTreeMap<String, String>,
     /// Target groups that AWS lists under a name of ours, whatever their tags.
     pub listed: BTreeSet<TargetGroupArn>,
     /// Target groups of this cluster.
@@ -41,7 +45,7 @@ pub struct Observed {
 }
 
 /// A Network Load Balancer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balancer {
     /// Its ARN.
     pub arn: LoadBalancerArn,
@@ -74,7 +78,7 @@ pub struct Balancer {
 }
 
 /// A load balancer's part in one zone. Addresses that nobody chose are `None`, if AWS does not show them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Its subnet.
     pub subnet: SubnetId,
@@ -85,6 +89,7 @@ pub struct Mapping {
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
     /// Its prefix for UDP clients with IPv6 addresses.
+    #[serde(with = "text::option")]
     pub source_nat_prefix: Option<Ipv6Net>,
 }
 
@@ -148,7 +153,7 @@ impl fmt::Display for Carried {
 }
 
 /// State of a load balancer (ELB API, `LoadBalancerState`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BalancerState {
     /// Being set up; its name does not resolve yet.
     Provisioning,
@@ -159,7 +164,7 @@ pub enum BalancerState {
 }
 
 /// A listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
     /// Its ARN.
     pub arn: ListenerArn,
@@ -196,7 +201,7 @@ impl Listener {
 }
 
 /// A target group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetGroup {
     /// Its ARN.
     pub arn: TargetGroupArn,
@@ -223,7 +228,7 @@ pub struct TargetGroup {
 }
 
 /// What placement does with a target group. Not in AWS: decided anew by each plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Intent {
     /// Nobody has planned its Service yet: leave everything as it is.
     Undecided,
@@ -234,7 +239,7 @@ pub enum Intent {
 }
 
 /// A health check, in AWS's words and units (seconds).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HealthCheck {
     /// `HTTP`, `TCP`, …
     pub protocol: String,
@@ -255,7 +260,7 @@ pub struct HealthCheck {
 }
 
 /// A security group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecurityGroup {
     /// Its id.
     pub id: SecurityGroupId,
@@ -268,7 +273,7 @@ pub struct SecurityGroup {
 }
 
 /// An inbound rule. A description plays no part in a rule's identity, in AWS neither.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct IngressRule {
     /// `tcp`, `udp`, `icmp`, or `-1` for all.
     pub protocol: String,
@@ -291,10 +296,10 @@ impl fmt::Display for IngressRule {
 }
 
 /// Source of an inbound rule.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Source {
     /// An address range.
-    Range(IpNet),
+    Range(#[serde(with = "text")] IpNet),
     /// A security group.
     Group(SecurityGroupId),
     /// A prefix list.
@@ -312,7 +317,7 @@ impl fmt::Display for Source {
 }
 
 /// An Auto Scaling group.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asg {
     /// Its tags.
     pub tags: Tags,
@@ -332,7 +337,7 @@ pub struct Asg {
 }
 
 /// State of a traffic source (Auto Scaling API, `TrafficSourceState`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SourceState {
     /// Instances are being registered.
     Adding,

@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::observed::{Asg, Intent, Observed, SourceState, TargetGroup};
 use super::shares::keep_within;
@@ -37,7 +38,7 @@ use crate::model::ownership;
 pub const SLOTS: usize = 50;
 
 /// What we know of a target group's targets. Not read from AWS while attachments alone decide.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Targets {
     /// Whether `direct`, `expelled` and `strangers` are complete.
     pub known: bool,

@@ -193,6 +193,11 @@ pub struct Plan {
 }
 
 impl Step {
+    /// Whether it writes to AWS. Others are notes to ourselves.
+    pub const fn is_write(&self) -> bool {
+        !matches!(self, Self::Intend { .. } | Self::Select { .. })
+    }
+
     /// Whether other steps of the same plan make sense although this one failed. What several others need carries the
     /// rest; everything else stands for itself, or for one port.
     pub const fn is_independent(&self) -> bool {
@@ -740,4 +745,4 @@ fn next_subnets(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

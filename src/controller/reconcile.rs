@@ -1,6 +1,6 @@
 //! One Service, from what its owner wrote to what AWS has: claim, parse, desire, plan, apply, report.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,19 +15,17 @@ use tracing::Instrument as _;
 use super::account::{Account, StepError};
 use super::apply::apply;
 use super::contest::Contests;
-use super::desired::{Desired, Refusal, desired, missing_zones, node_rules};
+use super::desired::{Desired, Refusal, missing_zones};
 use super::observed::BalancerState;
-use super::plan::{COLLIDES, DELETION_PROTECTION, NOT_SET_UP, Plan, Step, Wait, plan, teardown};
+use super::plan::{COLLIDES, DELETION_PROTECTION, NOT_SET_UP, Plan, Step, Wait, teardown};
 use super::report::{self, Reporter};
 use super::standing::{Standings, State};
-use super::{detail, drift};
+use super::{backend, detail, drift};
 use crate::aws::classify::Class;
 use crate::cluster::event::Kind;
 use crate::cluster::service::{set_finalizer, set_hostname};
 use crate::metrics::{Metrics, Reconciled};
 use crate::model::annotation::{self, Annotations, Problem};
-use crate::model::name;
-use crate::model::ownership::{Role, cluster_tags, with_cluster_uid};
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, node_labels_of, owner_of, parse};
 use crate::telemetry::chain;
 
@@ -293,7 +291,7 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
         tell_removed_listeners(service, context, &plan).await;
         tell_interruptions(service, context, &desired, &plan).await;
         let contested = hold_contested(service, context, &mut plan).await;
-        let done = match carry_out(context, &plan, &mut failures).await {
+        let done = match carry_out(&context.account, &plan, &mut failures).await {
             Ok(done) => done,
             Err(error) => return Ok(error.into()),
         };
@@ -357,13 +355,13 @@ impl Failures {
 
 /// Takes a plan's steps. What does not depend on a step that failed is done all the same. Returns whether anything was
 /// done.
-async fn carry_out(context: &Context, plan: &Plan, failures: &mut Failures) -> Result<bool, StepError> {
+async fn carry_out(account: &Account, plan: &Plan, failures: &mut Failures) -> Result<bool, StepError> {
     let mut done = false;
     for step in &plan.steps {
         if failures.forbid(step) {
             continue;
         }
-        match apply(&context.account, step).await {
+        match apply(account, step).await {
             Ok(()) => done = true,
             Err(error @ StepError::Aws(_)) if step.is_independent() => {
                 failures.steps.push(step.clone());
@@ -490,22 +488,8 @@ async fn tell_missing_zones(service: &Service, context: &Context, spec: &Service
 
 fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
     let account = &context.account;
-    let policy = &account.policy;
     let mut state = account.state();
-    let Some(facts) = state.facts.clone() else {
-        let unknown = "the cluster's network has not been read yet";
-        return Err(Refusal::Network(state.network_problem.clone().unwrap_or_else(|| unknown.into())));
-    };
-    let desired = desired(spec, &facts, policy, &state.observed)?;
-    for (port, group) in &desired.target_groups {
-        let seniority = (spec.created, spec.owner.service.to_string(), *port);
-        let arn = state.observed.target_groups.get(&group.name).map(|known| known.arn.clone());
-        match arn {
-            Some(arn) => drop(state.seniority.insert(arn, seniority)),
-            None => drop(state.promised.insert(group.name.clone(), seniority)),
-        }
-    }
-    let plan = plan(&desired, &state.observed.of(&policy.cluster, &spec.owner.uid));
+    let (desired, plan) = state.decide(spec, &account.policy)?;
     if plan.waits.iter().any(|wait| matches!(wait, Wait::Provisioning { .. })) {
         account.provisioning.notify_one();
     }
@@ -621,7 +605,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
             tracing::warn!(error = %chain(&error), "cannot clear the hostname");
         }
     }
-    match give_back(context, &uid, unprotects(service)).await {
+    match give_back(&context.account, &uid, unprotects(service)).await {
         Ok(waits) if waits.is_empty() => {}
         Ok(waits) => {
             tell_waits(service, context, &waits).await;
@@ -643,7 +627,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
 }
 
 /// Whether a Service's owner says in so many words that its load balancer may be deleted.
-fn unprotects(service: &Service) -> bool {
+pub fn unprotects(service: &Service) -> bool {
     let none = BTreeMap::new();
     let annotations = Annotations(service.metadata.annotations.as_ref().unwrap_or(&none));
     let asked = annotations.map(annotation::ATTRIBUTES).unwrap_or_default();
@@ -654,14 +638,14 @@ fn unprotects(service: &Service) -> bool {
 ///
 /// # Errors
 /// The step that failed.
-pub async fn give_back(context: &Context, uid: &str, unprotect: bool) -> Result<Vec<Wait>, StepError> {
+pub async fn give_back(account: &Account, uid: &str, unprotect: bool) -> Result<Vec<Wait>, StepError> {
     let mut failures = Failures::default();
     loop {
-        let plan = teardown(&context.account.state().observed.of(&context.account.policy.cluster, uid), unprotect);
+        let plan = teardown(&account.state().observed.of(&account.policy.cluster, uid), unprotect);
         if plan.steps.is_empty() {
             return Ok(plan.waits);
         }
-        carry_out(context, &plan, &mut failures).await?;
+        carry_out(account, &plan, &mut failures).await?;
         if let Some(failed) = std::mem::take(&mut failures).into_failed() {
             return Err(failed.error);
         }
@@ -674,40 +658,17 @@ pub async fn give_back(context: &Context, uid: &str, unprotect: bool) -> Result<
 /// The step that failed.
 pub async fn ensure_shared(context: &Context) -> Result<(), StepError> {
     let account = &context.account;
-    let policy = &account.policy;
     let _one_at_a_time = account.shared.lock().await;
-    if account.state().facts.is_none() {
-        return Ok(());
-    }
-    if account.state().observed.backend_group(&policy.cluster).is_none() {
-        let step = Step::CreateGroup {
-            name: name::backend_group(&policy.cluster),
-            description: format!("Load balancers of cluster {}", policy.cluster),
-            tags: with_cluster_uid(cluster_tags(&policy.cluster, Role::BackendGroup), &policy.cluster_uid),
+    // Rules name the group by the id that AWS gives it.
+    for _ in 0..2 {
+        let steps = {
+            let state = account.state();
+            let Some(facts) = &state.facts else { return Ok(()) };
+            backend::missing(&account.policy, &state.observed, &facts.node_groups.chosen)
         };
-        apply(account, &step).await?;
-    }
-    let steps = {
-        let state = account.state();
-        let backend = state.observed.backend_group(&policy.cluster).map(|group| node_rules(policy, &group.id));
-        let desired = backend.unwrap_or_default();
-        let groups = state.facts.iter().flat_map(|facts| &facts.node_groups.chosen);
-        let mut steps = vec![];
-        for group in groups {
-            let present = state.observed.node_rules.get(group).cloned().unwrap_or_default();
-            let missing: BTreeSet<_> = desired.difference(&present).cloned().collect();
-            let stale: BTreeSet<_> = present.difference(&desired).cloned().collect();
-            if !missing.is_empty() {
-                steps.push(Step::AuthorizeNodes { group: group.clone(), rules: missing });
-            }
-            if !stale.is_empty() {
-                steps.push(Step::RevokeNodes { group: group.clone(), rules: stale });
-            }
+        for step in &steps {
+            apply(account, step).await?;
         }
-        steps
-    };
-    for step in &steps {
-        apply(account, step).await?;
     }
     Ok(())
 }
@@ -723,11 +684,7 @@ pub async fn release_shared(context: &Context) {
         if wanted || !state.observed.owners(cluster).is_empty() {
             return;
         }
-        let rules = state.observed.node_rules.iter();
-        let rules = rules.map(|(group, rules)| Step::RevokeNodes { group: group.clone(), rules: rules.clone() });
-        let group = state.observed.backend_group(cluster);
-        let because = "no Service needs it";
-        rules.chain(group.map(|group| Step::DeleteGroup { name: group.name.clone(), because })).collect::<Vec<_>>()
+        backend::leftovers(cluster, &state.observed)
     };
     for step in &steps {
         if let Err(error) = apply(account, step).await {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures::{StreamExt, TryStreamExt as _};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Node, Service};
 use kube::api::ListParams;
 use kube::runtime::controller::{Config, Controller};
 use kube::runtime::reflector::{ObjectRef, Store, store};
@@ -23,17 +23,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::cluster_name::{Doubt, doubt};
-use super::desired::Policy;
 use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
 use super::report::Reporter;
 use super::standing::Standings;
 use super::{detail, drift, targets};
 use crate::admin::{self, Health};
+use crate::aws::Aws;
 use crate::aws::classify::AwsError;
-use crate::aws::{self, Aws};
-use crate::cluster::connect;
 use crate::cluster::event::{Events, Kind};
 use crate::cluster::lease::{Candidate, Claim};
+use crate::cluster::node::{read_workers, region_of, trim_node};
+use crate::cluster::{cluster_uid, connect};
 use crate::metrics::Metrics;
 use crate::model::node::Worker;
 use crate::model::ownership::Owner;
@@ -196,7 +196,7 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
     while changes.changed().await.is_ok() {
         let lacks_network = {
             let mut state = account.state();
-            let workers = read_workers(&nodes);
+            let workers = workers_of(&nodes);
             if workers == state.workers {
                 // A heartbeat, most likely.
                 continue;
@@ -210,13 +210,6 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
     }
 }
 
-/// What tells this cluster from another one of the same name: nobody can delete that namespace, or make it again.
-async fn cluster_uid(client: &kube::Client) -> anyhow::Result<String> {
-    let namespace = Api::<Namespace>::all(client.clone()).get("kube-system").await;
-    let namespace = namespace.context("cannot read the namespace kube-system, whose UID marks what weir makes")?;
-    namespace.uid().context("the namespace kube-system has no UID")
-}
-
 /// The account of the environment's credentials, with the nodes as they are now.
 async fn open_account(
     settings: &settings::Controller,
@@ -225,22 +218,16 @@ async fn open_account(
     claim: Claim,
     metrics: &Metrics,
 ) -> anyhow::Result<(Arc<Account>, UnboundedReceiver<Owner>)> {
-    let region = settings.region.clone().or_else(|| region_of(nodes));
-    let config = aws::configuration(region).await;
-    if config.region().is_none() {
-        bail!("cannot find the AWS Region: set --region or AWS_REGION");
-    }
-    let policy = Policy {
-        cluster: settings.cluster_name.clone(),
-        cluster_uid,
-        default_scheme: settings.default_scheme,
-        node_ports: settings.node_port_range,
-        health_port: settings.health_port,
-    };
-    let vpc = settings.vpc_id.as_deref().map(Into::into);
-    let (account, woken) = Account::new(Aws::new(&config, metrics, &claim), policy, vpc, claim);
-    account.state().workers = read_workers(nodes);
+    let region = settings.region.clone().or_else(|| region_of(nodes.state().iter().map(Arc::as_ref)));
+    let aws = Aws::connect(region, metrics, &claim).await?;
+    let policy = settings.policy(cluster_uid);
+    let (account, woken) = Account::new(aws, policy, settings.vpc(), claim);
+    account.state().workers = workers_of(nodes);
     Ok((Arc::new(account), woken))
+}
+
+fn workers_of(nodes: &Store<Node>) -> BTreeMap<String, Worker> {
+    read_workers(nodes.state().iter().map(Arc::as_ref))
 }
 
 /// Ends what is under way, then lets the Lease go: the next leader must not meet a write of ours.
@@ -387,40 +374,11 @@ async fn collect_orphans(context: &Context) {
             Ok(found) if found.as_ref().is_some_and(is_theirs) => {}
             Ok(_) => {
                 tracing::info!(service = %owner.service, uid = owner.uid, "giving back what a Service left behind");
-                if let Err(error) = give_back(context, &owner.uid, false).await {
+                if let Err(error) = give_back(&context.account, &owner.uid, false).await {
                     tracing::warn!(service = %owner.service, error = %chain(&error), "left for the next drift check");
                 }
             }
             Err(error) => tracing::warn!(%error, "cannot ask for a Service"),
         }
     }
-}
-
-fn trim_node(node: &mut Node) {
-    node.metadata.managed_fields = None;
-    node.metadata.annotations = None;
-    node.status = None;
-    if let Some(spec) = &mut node.spec {
-        spec.pod_cidrs = None;
-        spec.config_source = None;
-    }
-}
-
-fn read_workers(nodes: &Store<Node>) -> BTreeMap<String, Worker> {
-    let none = BTreeMap::new();
-    let nodes = nodes.state();
-    let read = nodes.iter().filter_map(|node| {
-        let labels = node.metadata.labels.as_ref().unwrap_or(&none);
-        let provider_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
-        Some((node.name_any(), Worker::read(&node.name_any(), labels, provider_id)?))
-    });
-    read.collect()
-}
-
-/// The Region of the nodes, where the environment names none.
-fn region_of(nodes: &Store<Node>) -> Option<String> {
-    if ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some()) {
-        return None;
-    }
-    nodes.state().iter().find_map(|node| node.labels().get("topology.kubernetes.io/region").cloned())
 }

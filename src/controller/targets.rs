@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::Instant;
 
-use super::account::{Account, REFUSAL_LIFETIME, Refused, State, StepError};
+use super::account::{Account, REFUSAL_LIFETIME, Refused, StepError};
 use super::drift::learn_networks;
-use super::observed::{Asg, Intent, SourceState};
+use super::observed::{Asg, SourceState};
 use super::placement::{Note, Placement};
 use super::report::Reporter;
 use super::standing::measure;
@@ -129,40 +129,36 @@ fn waited_for(account: &Account) -> BTreeSet<AsgName> {
 
 async fn look_at_changes(account: &Account, reporter: &Reporter) {
     for asg in waited_for(account) {
-        let has_legacy = account.state().observed.asgs.get(&asg).is_some_and(|known| !known.legacy.is_empty());
-        let answer = async {
-            let sources = account.aws.describe_sources(&asg).await?;
-            let legacy = if has_legacy { account.aws.describe_legacy(&asg).await? } else { BTreeMap::new() };
-            Ok::<_, AwsError>((sources, legacy))
-        };
-        match answer.await {
-            Ok((sources, legacy)) => {
-                let mut state = account.state();
-                let Some(known) = state.observed.asgs.get_mut(&asg) else { continue };
-                let before = std::mem::replace(&mut known.sources, sources).into_keys();
-                let before = before.chain(std::mem::replace(&mut known.legacy, legacy).into_keys());
-                let let_go: Vec<_> = before.filter(|arn| !known.lists(arn)).collect();
-                let gone: Vec<_> =
-                    let_go.iter().filter_map(|arn| Some(state.observed.target_group(arn)?.tags.clone())).collect();
-                for arn in &let_go {
-                    // Its instances left with it: what is registered must be read again.
-                    state.targets.entry(arn.clone()).and_modify(|targets| targets.known = false);
-                }
-                state.touch(asg.as_str());
-                drop(state);
-                account.wake_owners(&gone);
-            }
-            Err(error) => {
-                tracing::warn!(%asg, error = %chain(&error), "cannot read traffic sources");
-                if error.is_worth_an_event(1) {
-                    let waiting = account.state().observed.asgs.get(&asg).map(changing).unwrap_or_default();
-                    for owner in owners(account, &waiting) {
-                        reporter.warn_owner(&owner, error.class.reason(), &[error.to_string()].into()).await;
-                    }
-                }
+        let Err(error) = look_at(account, &asg).await else { continue };
+        tracing::warn!(%asg, error = %chain(&error), "cannot read traffic sources");
+        if error.is_worth_an_event(1) {
+            let waiting = account.state().observed.asgs.get(&asg).map(changing).unwrap_or_default();
+            for owner in owners(account, &waiting) {
+                reporter.warn_owner(&owner, error.class.reason(), &[error.to_string()].into()).await;
             }
         }
     }
+}
+
+/// Reads what is attached to an Auto Scaling group, and in which state.
+async fn look_at(account: &Account, asg: &AsgName) -> Result<(), AwsError> {
+    let has_legacy = account.state().observed.asgs.get(asg).is_some_and(|known| !known.legacy.is_empty());
+    let sources = account.aws.describe_sources(asg).await?;
+    let legacy = if has_legacy { account.aws.describe_legacy(asg).await? } else { BTreeMap::new() };
+    let mut state = account.state();
+    let Some(known) = state.observed.asgs.get_mut(asg) else { return Ok(()) };
+    let before = std::mem::replace(&mut known.sources, sources).into_keys();
+    let before = before.chain(std::mem::replace(&mut known.legacy, legacy).into_keys());
+    let let_go: Vec<_> = before.filter(|arn| !known.lists(arn)).collect();
+    let gone: Vec<_> = let_go.iter().filter_map(|arn| Some(state.observed.target_group(arn)?.tags.clone())).collect();
+    for arn in &let_go {
+        // Its instances left with it: what is registered must be read again.
+        state.targets.entry(arn.clone()).and_modify(|targets| targets.known = false);
+    }
+    state.touch(asg.as_str());
+    drop(state);
+    account.wake_owners(&gone);
+    Ok(())
 }
 
 /// Target groups that are being attached to an Auto Scaling group or detached from it.
@@ -208,22 +204,8 @@ async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement,
     const MEMBERSHIP: &str = "membership";
     if !placement.resolve.is_empty() && backoff.is_due(MEMBERSHIP, now) {
         let instances: Vec<_> = placement.resolve.iter().cloned().collect();
-        let answer = async {
-            let membership = account.aws.describe_membership(&instances).await?;
-            learn_networks(account, account.aws.describe_instances(&instances).await?, false).await?;
-            Ok::<_, AwsError>(membership)
-        };
-        match answer.await {
-            Ok(membership) => {
-                backoff.forget(MEMBERSHIP);
-                let mut state = account.state();
-                let unknown = membership.values().flatten().any(|name| !state.observed.asgs.contains_key(name));
-                state.membership.extend(membership);
-                drop(state);
-                if unknown {
-                    account.recheck.notify_one();
-                }
-            }
+        match learn_membership(account, &instances).await {
+            Ok(()) => backoff.forget(MEMBERSHIP),
             Err(error) => {
                 // Without the answer such a node is nobody's target.
                 let served = account.state().observed.served();
@@ -240,6 +222,23 @@ async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement,
             }
         }
     }
+}
+
+/// Reads the Auto Scaling groups and the networks of instances.
+///
+/// # Errors
+/// What could not be read.
+pub async fn learn_membership(account: &Account, instances: &[InstanceId]) -> Result<(), AwsError> {
+    let membership = account.aws.describe_membership(instances).await?;
+    learn_networks(account, account.aws.describe_instances(instances).await?, false).await?;
+    let mut state = account.state();
+    let unknown = membership.values().flatten().any(|name| !state.observed.asgs.contains_key(name));
+    state.membership.extend(membership);
+    drop(state);
+    if unknown {
+        account.recheck.notify_one();
+    }
+    Ok(())
 }
 
 /// A target group that is in the view and not in AWS: its Service makes it again.
@@ -306,12 +305,7 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
 
 fn record_registered(account: &Account, arn: &TargetGroupArn, outcome: Registration, now: Instant) {
     let mut state = account.state();
-    for instance in &outcome.registered {
-        state.unfit.remove(instance);
-    }
-    let targets = state.targets.entry(arn.clone()).or_default();
-    targets.expelled.retain(|instance| !outcome.registered.contains(instance));
-    targets.direct.extend(outcome.registered);
+    state.record_registered(arn, &outcome.registered);
     for (instance, words) in outcome.unfit {
         state.record_unfit(instance, words, now);
     }
@@ -375,18 +369,7 @@ async fn drive(account: &Account, placement: &Placement, asg: &AsgName, longest:
             account.recheck.notify_one();
             return Ok(Turn::Failed(batch.into_iter().collect(), error));
         }
-        let mut state = account.state();
-        state.touch(asg.as_str());
-        let Some(known) = state.observed.asgs.get_mut(asg) else { return Ok(Turn::Fine) };
-        for arn in &batch {
-            known.sources.insert(arn.clone(), SourceState::Removing);
-        }
-        let members = known.instances.clone();
-        for arn in &batch {
-            // AWS deregisters the group's instances, whoever registered them.
-            state.targets.entry(arn.clone()).or_default().direct.retain(|instance| !members.contains(instance));
-        }
-        drop(state);
+        account.state().begin_detach(asg, &batch);
         account.placement.notify_one();
     }
     let leaving = placement.detach_legacy.get(asg).into_iter().flatten();
@@ -402,14 +385,29 @@ async fn detach_legacy(account: &Account, asg: &AsgName, batch: &[TargetGroupArn
         account.recheck.notify_one();
         return Ok(Turn::Failed(batch.iter().cloned().collect(), error));
     }
-    let mut state = account.state();
-    state.touch(asg.as_str());
-    if let Some(known) = state.observed.asgs.get_mut(asg) {
-        known.legacy.extend(batch.iter().map(|arn| (arn.clone(), SourceState::Removing)));
-    }
-    drop(state);
+    account.state().begin_detach_legacy(asg, batch);
     account.placement.notify_one();
     Ok(Turn::Fine)
+}
+
+/// Detaches what is to be deleted, a batch from each Auto Scaling group, and looks at what detaches. For a process that
+/// serves nothing. Returns what failed.
+pub async fn let_go(account: &Account) -> Vec<StepError> {
+    let placement = account.state().place(&account.policy.cluster, Instant::now());
+    let asgs: BTreeSet<_> = placement.detach.keys().chain(placement.detach_legacy.keys()).collect();
+    let turns = join_all(asgs.into_iter().map(|asg| drive(account, &placement, asg, Duration::ZERO))).await;
+    let mut failed = vec![];
+    for turn in turns {
+        match turn {
+            Ok(Turn::Fine) => {}
+            Ok(Turn::Failed(_, error)) => failed.push(error.into()),
+            Err(error) => failed.push(error),
+        }
+    }
+    for asg in waited_for(account) {
+        failed.extend(look_at(account, &asg).await.err().map(StepError::from));
+    }
+    failed
 }
 
 async fn attach(
@@ -516,21 +514,7 @@ fn listed(instances: &BTreeSet<InstanceId>) -> String {
 
 /// Marks the target groups for which everything is done, and wakes those that waited for it. Returns what is left to do.
 fn mark_served(account: &Account) -> Placement {
-    let mut state = account.state();
-    let placement = state.place(&account.policy.cluster, Instant::now());
-    let State { observed, awaited, .. } = &mut *state;
-    let asgs = &observed.asgs;
-    let is_adding = |arn: &TargetGroupArn| asgs.values().any(|asg| asg.sources.get(arn) == Some(&SourceState::Adding));
-    let mut woken = vec![];
-    for group in observed.target_groups.values_mut() {
-        let served = group.intent == Intent::Serve && placement.is_served(&group.arn) && !is_adding(&group.arn);
-        if served && !group.served && awaited.remove(&group.name) {
-            woken.push(group.tags.clone());
-        }
-        group.served = served;
-    }
-    awaited.retain(|name| observed.target_groups.contains_key(name));
-    drop(state);
+    let (placement, woken) = account.state().mark_served(&account.policy.cluster, Instant::now());
     account.wake_owners(&woken);
     placement
 }

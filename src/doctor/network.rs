@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::check::{Check, Found, Verdict};
 use super::facts::{Facts, NodeSeen, Seen, seen};
 use super::identity::usable;
-use crate::controller::desired::{Policy, node_rules};
+use crate::controller::desired::node_rules;
 use crate::controller::facts::{self as controller, NodeGroups, Subnet, Unfit, choose_node_group, judge_subnets};
 use crate::controller::observed::{IngressRule, SecurityGroup, Source};
 use crate::model::id::{SecurityGroupId, SubnetId};
@@ -403,13 +403,7 @@ fn untagged_group(facts: &Facts) -> Verdict {
 /// Rules that a group of the nodes lacks, whatever other rules let in.
 fn lacking(facts: &Facts, group: &SecurityGroup) -> Seen<BTreeSet<IngressRule>> {
     let settings = seen(&facts.controller)?;
-    let policy = Policy {
-        cluster: settings.cluster_name.clone(),
-        cluster_uid: String::new(),
-        default_scheme: settings.default_scheme,
-        node_ports: settings.node_port_range,
-        health_port: settings.health_port,
-    };
+    let policy = settings.policy(String::new());
     // Before the first Service there is no such group; the rules take as much room all the same.
     let backend = seen(&facts.cloud.backend)?.clone().unwrap_or_else(|| "sg-none".into());
     let references = seen(&facts.cloud.references)?;

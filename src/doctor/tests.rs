@@ -16,7 +16,7 @@ use crate::aws::ec2::{Instance, Reference};
 use crate::aws::inquiry::{Caller, Health};
 use crate::command::deployed;
 use crate::command::settings::Place;
-use crate::controller::desired::{Policy, node_rules};
+use crate::controller::desired::node_rules;
 use crate::controller::facts::Subnet;
 use crate::controller::observed::{Asg, Balancer, BalancerState, IngressRule, SecurityGroup, Source, SourceState};
 use crate::model::id::{ServiceKey, TargetGroupArn};
@@ -110,13 +110,7 @@ fn node_group() -> SecurityGroup {
 
 fn references() -> Vec<Reference> {
     let settings = controller("demo");
-    let policy = Policy {
-        cluster: "demo".into(),
-        cluster_uid: "cluster-uid".into(),
-        default_scheme: settings.default_scheme,
-        node_ports: settings.node_port_range,
-        health_port: settings.health_port,
-    };
+    let policy = settings.policy("cluster-uid".into());
     let rules = node_rules(&policy, &"sg-backend".into()).into_iter();
     rules.map(|rule| Reference { group: "sg-nodes".into(), rule, is_ours: true }).collect()
 }

@@ -13,6 +13,7 @@ use std::fmt;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Service;
+use serde::{Deserialize, Serialize};
 
 pub use self::access::AccessSpec;
 use self::access::{most_of_a_family, parse_access, parse_source_ranges, without_effect};
@@ -33,11 +34,13 @@ use super::ownership::{Owner, Tags};
 /// `service.kubernetes.io/load-balancer-cleanup` off any Service that is being deleted, whatever its class
 /// (k8s.io/cloud-provider, `controllers/service`).
 pub const FINALIZER: &str = "weir.dev/load-balancer";
+/// The load balancer class that the admission policy gives to a Service without one.
+pub const CLASS: &str = "weir.dev/nlb";
 /// Inbound rules of one security group (VPC quotas).
 pub const RULE_LIMIT: usize = 60;
 
 /// Where a load balancer can be reached from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Scheme {
     /// From inside the VPC.
     Internal,

@@ -10,7 +10,8 @@ use proptest::sample::{select, subsequence};
 use super::*;
 use crate::controller::desired::{Policy, desired};
 use crate::controller::facts::{Facts, NodeGroups, PrefixList, Subnet};
-use crate::controller::observed::{Asg, Observed, Outcome, SecurityGroup, SourceState};
+use crate::controller::observed::{Asg, Observed, SecurityGroup, SourceState};
+use crate::controller::rehearsal::imagine;
 use crate::model::family::Family;
 use crate::model::id::{ServiceKey, TargetGroupArn};
 use crate::model::name;
@@ -22,12 +23,12 @@ use crate::model::service::{
 const DELAY: &str = "deregistration_delay.timeout_seconds";
 const IDLE: &str = "tcp.idle_timeout.seconds";
 const CROSS_ZONE: &str = "load_balancing.cross_zone.enabled";
-const CLUSTER: &str = "demo";
-const UID: &str = "u-1";
+pub(crate) const CLUSTER: &str = "demo";
+pub(crate) const UID: &str = "u-1";
 /// More than any change takes: subnets, targets, set-up and release each have their rounds.
 const ROUNDS: usize = 80;
 
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     Policy {
         cluster: CLUSTER.into(),
         cluster_uid: "c-1".into(),
@@ -37,7 +38,7 @@ fn policy() -> Policy {
     }
 }
 
-fn facts() -> Facts {
+pub(crate) fn facts() -> Facts {
     let subnet = |id: &str, zone: &str, number: u8| {
         let ranges = [format!("10.0.{number}.0/24"), format!("2600:1f18:0:{number}::/64")];
         let subnet = Subnet {
@@ -63,11 +64,11 @@ fn facts() -> Facts {
     }
 }
 
-fn owner(uid: &str) -> Owner {
+pub(crate) fn owner(uid: &str) -> Owner {
     Owner { service: ServiceKey::new("shop", "order"), uid: uid.into() }
 }
 
-fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
+pub(crate) fn spec(ports: &[(u16, Protocol, u16)]) -> ServiceSpec {
     let ports = ports.iter().map(|(port, protocol, node_port)| (*port, Port::new(*port, *protocol, *node_port)));
     ServiceSpec {
         owner: owner(UID),
@@ -109,15 +110,14 @@ fn is_udp(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Udp | Protocol::TcpUdp)
 }
 
-fn web() -> ServiceSpec {
+pub(crate) fn web() -> ServiceSpec {
     spec(&[(80, Protocol::Tcp, 30080)])
 }
 
-/// AWS and placement, simulated: makes up ARNs, checks each step before it takes it, and moves on with [`World::tick`].
+/// AWS and placement, simulated: checks each step before it takes it, and moves on with [`World::tick`].
 #[derive(Clone)]
 struct World {
     observed: Observed,
-    serial: u32,
     steps: Vec<Step>,
     unread: Vec<Reading>,
 }
@@ -139,7 +139,7 @@ impl World {
         for asg in ["workers", "burst"] {
             observed.asgs.insert(asg.into(), Asg::default());
         }
-        let mut world = Self { observed, serial: 0, steps: vec![], unread: vec![] };
+        let mut world = Self { observed, steps: vec![], unread: vec![] };
         // The same Service under an earlier UID, another cluster's Service, and things nobody has tagged.
         let others = [service_tags(CLUSTER, &owner("u-0"), Role::Balancer, &Tags::new()), Tags::new(), {
             service_tags("other", &owner(UID), Role::Balancer, &Tags::new())
@@ -215,11 +215,6 @@ impl World {
         self.observed.of(CLUSTER, UID)
     }
 
-    fn next(&mut self) -> u32 {
-        self.serial += 1;
-        self.serial
-    }
-
     fn tags_of(&self, resource: &Resource) -> Option<&Tags> {
         let observed = &self.observed;
         match resource {
@@ -232,10 +227,6 @@ impl World {
 
     fn listeners(&self, balancer: &str) -> &BTreeMap<u16, Listener> {
         self.observed.balancers[balancer].listeners.as_ref().unwrap()
-    }
-
-    fn group_ids(&self, groups: &[Carried]) -> BTreeSet<SecurityGroupId> {
-        groups.iter().map(|group| self.observed.id_of(group).expect("a group that exists")).collect()
     }
 
     /// What AWS would refuse, what would cut traffic, and what is none of the Service's business.
@@ -356,73 +347,6 @@ impl World {
         }
     }
 
-    /// What AWS answers.
-    fn answer(&mut self, step: &Step) -> Outcome {
-        let serial = self.next();
-        match step {
-            Step::CreateGroup { name, tags, .. } => Outcome::Group(SecurityGroup {
-                id: format!("sg-{serial}").into(),
-                name: name.clone(),
-                rules: BTreeSet::new(),
-                tags: tags.clone(),
-            }),
-            Step::CreateBalancer(wanted) => Outcome::Balancer(Balancer {
-                arn: format!("arn:lb/{serial}").into(),
-                name: wanted.name.clone(),
-                dns_name: format!("{}.elb", wanted.name),
-                scheme: wanted.scheme,
-                address_type: wanted.address_type,
-                state: BalancerState::Provisioning,
-                subnets: wanted.subnets.clone(),
-                source_nat: wanted.source_nat,
-                groups: self.group_ids(&wanted.groups),
-                rules_on_private_link: true,
-                capacity: Some(0),
-                tags: wanted.tags.clone(),
-                listeners: Some(BTreeMap::new()),
-                attributes: Some(Attributes::new()),
-            }),
-            Step::CreateTargetGroup(group) => Outcome::TargetGroup(TargetGroup {
-                arn: format!("arn:tg/{serial}").into(),
-                name: group.name.clone(),
-                protocol: group.protocol.as_str().into(),
-                port: group.port,
-                vpc: group.vpc.clone(),
-                health: group.health.clone(),
-                tags: group.tags.clone(),
-                attributes: Some(Attributes::new()),
-                intent: Intent::Serve,
-                nodes: group.nodes.clone(),
-                served: false,
-            }),
-            Step::CreateListener { balancer, port, protocol, tls, target_group, .. }
-            | Step::ModifyListener { balancer, port, protocol, tls, target_group } => {
-                let same = self.listeners(balancer).get(port);
-                let arn = same.map_or_else(|| format!("arn:l/{serial}"), |listener| listener.arn.to_string());
-                let target_group = self.observed.target_groups[target_group].arn.clone();
-                let is_new = same.is_none();
-                Outcome::Listener(Listener {
-                    certificate: tls.as_ref().map(|tls| tls.certificates[0].clone()),
-                    policy: tls.as_ref().map(|tls| tls.policy.clone()),
-                    alpn: tls.as_ref().and_then(|tls| tls.alpn.clone()),
-                    certificates: is_new.then(BTreeSet::new),
-                    tags: match step {
-                        Step::CreateListener { tags, .. } => Some(tags.clone()),
-                        _ => None,
-                    },
-                    attributes: is_new.then(Attributes::new),
-                    ..listener(arn, protocol.as_str(), Some(target_group))
-                })
-            }
-            Step::SetGroups { groups, .. } => {
-                // Panics for one that does not exist.
-                self.group_ids(groups);
-                Outcome::Done
-            }
-            _ => Outcome::Done,
-        }
-    }
-
     fn take(&mut self, step: &Step) {
         self.check(step);
         if let Step::ModifyListener { balancer, port, protocol, .. } = step
@@ -436,7 +360,7 @@ impl World {
                 }
             }));
         }
-        let outcome = self.answer(step);
+        let outcome = imagine(&self.observed, step).expect("what the step needs");
         self.observed.record(step, outcome);
         self.steps.push(step.clone());
     }
@@ -1206,7 +1130,7 @@ fn any_port() -> impl Strategy<Value = Port> {
     )
 }
 
-fn any_spec() -> impl Strategy<Value = ServiceSpec> {
+pub(crate) fn any_spec() -> impl Strategy<Value = ServiceSpec> {
     let ports = prop::collection::vec(any_port(), 1..4);
     let scheme = select(vec![None, None, Some(Scheme::Internal), Some(Scheme::InternetFacing)]);
     let tags = select(vec![vec![], vec![("team", "a")], vec![("team", "b"), ("cost center", "7")]]);

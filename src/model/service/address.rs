@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::Ipv6Net;
+use serde::{Deserialize, Serialize};
 
 use super::{Port, Protocol, kept};
 use crate::model::annotation::{self, Annotations, Problem};
@@ -14,7 +15,7 @@ use crate::model::annotation::{self, Annotations, Problem};
 const SOURCE_NAT_PREFIX_LENGTH: u8 = 80;
 
 /// IP families in which clients reach a load balancer (ELB API, `IpAddressType`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum AddressType {
     /// IPv4 alone.
     #[default]
