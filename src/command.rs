@@ -1,6 +1,26 @@
-//! Commands for people: each reads, decides by pure functions, and prints. None of them changes anything.
+//! Commands for people: each reads, decides by pure functions, and prints. None of them changes anything, but for
+//! `weir gc --delete`.
 
 pub mod deployed;
 pub mod doctor;
+pub mod gc;
+pub mod manifest;
+pub mod observation;
+pub mod plan;
+pub mod report;
 pub mod settings;
+pub mod snapshot;
 pub mod status;
+
+use std::io::{ErrorKind, Write as _};
+
+/// Writes an answer to standard output. A reader that goes away early, as `head` does, is no failure.
+///
+/// # Errors
+/// It cannot be written.
+pub fn answer(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

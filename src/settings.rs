@@ -1,16 +1,20 @@
 //! Flags → checked settings. Every flag has an environment variable beside it; every default has its reason here.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
 use crate::command;
+use crate::command::settings::{Overrides, Place};
 use crate::controller::desired::Policy;
 use crate::model::id::VpcId;
-use crate::model::service::Scheme;
+use crate::model::service::{CLASS, Scheme};
 use crate::netfilter::object::Protocol;
 use crate::node::addresses::NodePortAddresses;
 use crate::node::service::Mode;
@@ -53,6 +57,42 @@ pub enum Command {
     /// Ends with exit code 1 if it found an error. Run it where the controller runs to see the account with its
     /// credentials; elsewhere it uses those of the environment. Changes nothing.
     Doctor(command::settings::Doctor),
+
+    /// Show what the controller would create, change, replace and delete in AWS, and why
+    ///
+    /// Reads Services from the cluster or from files, and changes nothing. Exit code: 0 there is nothing to do, 2 there
+    /// is, 1 it failed or a Service is refused. With --snapshot it needs no network.
+    Plan(command::settings::Plan),
+
+    /// Find what weir made in AWS for Services that are gone, and delete it
+    ///
+    /// Shows only, unless --delete is given. What does not carry the tags of this cluster is never touched. Exit code:
+    /// 0 there is nothing left, 2 there is, 1 it failed.
+    Gc(command::settings::Gc),
+}
+
+impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for help.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(arguments)?;
+        if let Some(("plan", plan)) = matches.subcommand()
+            && plan.value_source("snapshot").is_some()
+        {
+            let names = Overrides::augment_args(Place::augment_args(clap::Command::new("plan")));
+            let mut names = names.get_arguments().map(|argument| argument.get_id().as_str());
+            let given = |name: &&str| plan.value_source(name) == Some(ValueSource::CommandLine);
+            if let Some(name) = names.find(given) {
+                let flag = name.replace('_', "-");
+                let wrong = format!("--{flag} cannot be used with --snapshot, which holds its own settings\n");
+                return Err(command.error(ErrorKind::ArgumentConflict, wrong));
+            }
+        }
+        Self::from_arg_matches(&matches)
+    }
 }
 
 /// `weir node`, and what people ask it.
@@ -203,7 +243,7 @@ pub struct Controller {
     pub vpc_id: Option<String>,
 
     /// The load balancer class to serve
-    #[arg(long, env = "WEIR_LOAD_BALANCER_CLASS", default_value = "weir.dev/nlb")]
+    #[arg(long, env = "WEIR_LOAD_BALANCER_CLASS", default_value = CLASS)]
     pub load_balancer_class: String,
 
     /// Serve Services without a class too. Only where no other load balancer controller does
@@ -303,7 +343,7 @@ pub(crate) fn cluster_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn port_range(text: &str) -> Result<(u16, u16), String> {
+pub(crate) fn port_range(text: &str) -> Result<(u16, u16), String> {
     let parse = |part: &str| part.trim().parse::<u16>().ok().filter(|port| *port != 0);
     let range = text.split_once('-').and_then(|(first, last)| Some((parse(first)?, parse(last)?)));
     range
@@ -334,13 +374,24 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_snapshot_brings_its_settings() {
+        let read = |line: &str| Cli::read(line.split(' ').map(OsString::from));
+        assert!(read("weir plan --snapshot x").is_ok());
+        assert!(read("weir plan --cluster-name demo --default-scheme internal").is_ok());
+        assert!(read("weir plan").is_ok(), "the controller's Deployment tells");
+        for flag in ["--cluster-name=demo", "--default-scheme=internal"] {
+            let error = read(&format!("weir plan --snapshot x {flag}")).unwrap_err().to_string();
+            let name = flag.split('=').next().unwrap();
+            assert!(error.contains(&format!("{name} cannot be used with --snapshot")), "{error}");
+        }
     }
 
     #[test]

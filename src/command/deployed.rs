@@ -1,5 +1,6 @@
 //! The controller's own settings, as its Deployment gives them: what the commands for people go by.
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Container;
@@ -78,6 +79,19 @@ pub fn controller(deployment: &Deployment) -> Option<Result<Controller, String>>
         Command::Controller(settings) => Ok(settings),
         other => Err(format!("{other:?} is no controller")),
     }))
+}
+
+/// The controller's settings, as far as they can be known here.
+///
+/// # Errors
+/// Nobody says the cluster's name.
+pub async fn known(client: &kube::Client, place: &Place) -> anyhow::Result<Controller> {
+    // Whoever may not read Deployments can say the name.
+    let deployment = find(client, &place.namespace).await.ok().flatten();
+    let deployed = deployment.as_ref().and_then(controller).and_then(Result::ok);
+    settings(place, deployed.as_ref()).with_context(|| {
+        format!("--cluster-name: not given, and there is no Deployment {}/{CONTROLLER} that tells it", place.namespace)
+    })
 }
 
 /// The settings to go by: the deployed ones, else the defaults; with what was said on the command line. `None` if nobody

@@ -28,7 +28,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// What could not be read.
 pub async fn run(settings: Status) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
-    let controller = controller(&client, &settings).await?;
+    let controller = deployed::known(&client, &settings.place).await?;
     let config = aws::configuration(region(&client, &controller).await).await;
     if config.region().is_none() {
         bail!("cannot find the AWS Region: set --region or AWS_REGION");
@@ -49,22 +49,6 @@ pub async fn run(settings: Status) -> anyhow::Result<()> {
         shown = Some(trees);
         tokio::time::sleep(settings.interval).await;
     }
-}
-
-/// The controller's settings, as far as they can be known here.
-async fn controller(client: &Client, settings: &Status) -> anyhow::Result<Controller> {
-    let place = &settings.place;
-    // Whoever may not read Deployments can say the name.
-    let deployment = deployed::find(client, &place.namespace).await.ok().flatten();
-    let deployed = deployment.as_ref().and_then(deployed::controller).and_then(Result::ok);
-    let found = deployed::settings(place, deployed.as_ref());
-    found.with_context(|| {
-        format!(
-            "--cluster-name: not given, and there is no Deployment {}/{} that tells it",
-            place.namespace,
-            deployed::CONTROLLER
-        )
-    })
 }
 
 /// The Region to ask for; `None` leaves it to the environment.
