@@ -14,13 +14,15 @@ pub mod status;
 
 use std::io::{ErrorKind, Write as _};
 
-/// Writes an answer to standard output. A reader that goes away early, as `head` does, is no failure.
+/// Writes an answer to standard output. Returns whether somebody still reads: one who goes away early, as `head` does,
+/// is no failure.
 ///
 /// # Errors
 /// It cannot be written.
-pub fn answer(text: &str) -> std::io::Result<()> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+pub fn answer(text: &str) -> std::io::Result<bool> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true),
     }
 }

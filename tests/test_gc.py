@@ -157,6 +157,11 @@ def test_orphans_go_and_everything_else_stays(
 
     assert controller.stop() == 0
     cluster.delete("going")
+    account.faults({"operation": "DetachTrafficSources", "code": "AccessDenied", "status": 403, "count": -1})
+    denied = gc("--delete")
+    assert denied.code == FAILED and "DetachTrafficSources" in denied.report["left"], denied.text
+    assert denied.report["orphans"][0]["left"].startswith("waiting for Auto Scaling group workers to let go of ")
+    account.faults()
     transitions = lease(cluster)["leaseTransitions"]
     deleted = gc("--delete")
     assert deleted.code == OK, (deleted.text, deleted.errors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -126,12 +127,34 @@ def test_a_service_that_is_not_there(cluster: Scene, account: Account) -> None:
     settled = environment(cluster.control_plane.kubeconfig, account.localstack.endpoint, account.id)
     done = run("status", "--cluster-name=demo", "shop/order", **settled)
     assert done.returncode == 1
-    assert done.stderr == "weir: there is no Service shop/order; `weir doctor` may tell more\n"
+    assert done.stderr.splitlines() == [
+        "weir: the controller's settings are taken to be the defaults: Deployment weir-system/weir-controller does not exist",
+        "weir: there is no Service shop/order; `weir doctor` may tell more",
+    ]
     done = run("status", **settled)
     assert done.returncode == 1 and done.stderr.startswith("weir: --cluster-name: not given"), done.stderr
     del settled["AWS_REGION"]
     done = run("status", "--cluster-name=demo", **settled)
     assert done.stdout == "weir looks after no Service\n", "the Region is the nodes'"
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--watch", "--interval=200ms"], ["plan"], ["gc"], ["doctor"]])
+def test_a_reader_who_goes_away_is_no_failure(cluster: Scene, account: Account, command: list[str]) -> None:
+    """As with `| head -1`; what `--watch` would go on with has nobody to read it."""
+    settled = environment(cluster.control_plane.kubeconfig, account.localstack.endpoint, account.id)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [binary(), *command, "--cluster-name=demo"],
+        env={"PATH": os.environ["PATH"], **settled},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert "roken pipe" not in done.stderr and "panicked" not in done.stderr, done.stderr
+    assert done.returncode == 0 or command == ["doctor"], done.stderr
 
 
 def test_it_is_live_with_watch(cluster: Scene, account: Account, weir: WeirFactory) -> None:
@@ -146,8 +169,12 @@ def test_it_is_live_with_watch(cluster: Scene, account: Account, weir: WeirFacto
         states = [state_in(watching.stdout.readline())]
         weir()
         cluster.expose("order")
-        while states[-1] != "ready":
-            states.append(state_in(watching.stdout.readline()))
+        end = threading.Timer(60, watching.kill)
+        end.start()
+        while states[-1] != "ready" and (line := watching.stdout.readline()):
+            states.append(state_in(line))
+        end.cancel()
+        assert states[-1] == "ready", states
         assert states[0] is None and "pending" in states
     finally:
         watching.terminate()

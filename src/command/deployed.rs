@@ -1,6 +1,6 @@
 //! The controller's own settings, as its Deployment gives them: what the commands for people go by.
 
-use anyhow::Context as _;
+use anyhow::bail;
 use clap::{CommandFactory, Parser};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Container;
@@ -8,6 +8,7 @@ use kube::Api;
 
 use super::settings::Place;
 use crate::settings::{Cli, Command, Controller};
+use crate::telemetry::chain;
 
 /// Name of the controller's Deployment and of its ServiceAccount.
 pub const CONTROLLER: &str = "weir-controller";
@@ -35,22 +36,27 @@ pub fn read(container: &Container, role: &str) -> Option<Result<Command, String>
     line.extend(words);
     for (flag, value) in variables(container, role) {
         if !line.iter().any(|word| *word == flag || word.starts_with(&format!("{flag}="))) {
-            line.push(format!("{flag}={value}"));
+            line.push(value.map_or(flag.clone(), |value| format!("{flag}={value}")));
         }
     }
     Some(Cli::try_parse_from(line).map(|cli| cli.command).map_err(|error| first_line(&error.to_string())))
 }
 
-/// Variables of the container that stand for flags that take a value.
-fn variables(container: &Container, role: &str) -> Vec<(String, String)> {
+/// Flags that variables of the container stand for, with their values if they take any.
+fn variables(container: &Container, role: &str) -> Vec<(String, Option<String>)> {
     let cli = Cli::command();
     let flags = cli.find_subcommand(role).into_iter().flat_map(clap::Command::get_arguments);
-    let flags = flags.filter(|flag| flag.get_action().takes_values());
     let value = |name: &str| container.env.iter().flatten().find(|each| each.name == name)?.value.clone();
     flags
         .filter_map(|flag| {
-            let value = value(flag.get_env()?.to_str()?)?;
-            Some((format!("--{}", flag.get_long()?), expand(&value, container)))
+            let value = expand(&value(flag.get_env()?.to_str()?)?, container);
+            let name = format!("--{}", flag.get_long()?);
+            match value.as_str() {
+                // A switch is given or not. It takes no other words, and says so if it is given one.
+                "true" if !flag.get_action().takes_values() => Some((name, None)),
+                "false" if !flag.get_action().takes_values() => None,
+                _ => Some((name, Some(value))),
+            }
         })
         .collect()
 }
@@ -81,17 +87,40 @@ pub fn controller(deployment: &Deployment) -> Option<Result<Controller, String>>
     }))
 }
 
-/// The controller's settings, as far as they can be known here.
+/// The controller's settings, as far as they can be known here. Standard error hears why those of the Deployment are not.
 ///
 /// # Errors
 /// Nobody says the cluster's name.
 pub async fn known(client: &kube::Client, place: &Place) -> anyhow::Result<Controller> {
-    // Whoever may not read Deployments can say the name.
-    let deployment = find(client, &place.namespace).await.ok().flatten();
-    let deployed = deployment.as_ref().and_then(controller).and_then(Result::ok);
-    settings(place, deployed.as_ref()).with_context(|| {
-        format!("--cluster-name: not given, and there is no Deployment {}/{CONTROLLER} that tells it", place.namespace)
-    })
+    let deployed = told(find(client, &place.namespace).await);
+    let name = format!("Deployment {}/{CONTROLLER}", place.namespace);
+    let found = settings(place, deployed.as_ref().ok());
+    match (found, deployed) {
+        (Some(settings), Ok(_)) => Ok(settings),
+        (Some(settings), Err(why)) => {
+            eprintln!("weir: the controller's settings are taken to be the defaults: {name} {why}");
+            Ok(settings)
+        }
+        (None, deployed) => {
+            let why = deployed.err().unwrap_or_default();
+            bail!("--cluster-name: not given, and no Deployment tells it: {name} {why}")
+        }
+    }
+}
+
+/// What a Deployment tells.
+///
+/// # Errors
+/// Why it tells nothing, to be read after its name.
+fn told(found: kube::Result<Option<Deployment>>) -> Result<Controller, String> {
+    match found {
+        Ok(None) => Err("does not exist".to_owned()),
+        Ok(Some(deployment)) => match controller(&deployment) {
+            None => Err("runs no controller of weir".to_owned()),
+            Some(read) => read.map_err(|why| format!("has flags that this weir cannot read: {why}")),
+        },
+        Err(error) => Err(format!("cannot be read: {}", chain(&error))),
+    }
 }
 
 /// The settings to go by: the deployed ones, else the defaults; with what was said on the command line. `None` if nobody
@@ -120,7 +149,8 @@ pub fn settings(place: &Place, deployed: Option<&Controller>) -> Option<Controll
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::EnvVar;
+    use k8s_openapi::api::apps::v1::DeploymentSpec;
+    use k8s_openapi::api::core::v1::{EnvVar, PodSpec, PodTemplateSpec};
 
     use super::*;
 
@@ -152,6 +182,34 @@ mod tests {
         assert_eq!(settings.cluster_name, "demo");
         assert_eq!(settings.health_port, 10000, "a flag before its variable");
         assert_eq!(settings.load_balancer_class, "example.com/x");
+    }
+
+    #[test]
+    fn switches_have_variables_too() {
+        let read =
+            |value: &str| read_controller(&["controller", "--cluster-name=demo"], &[("WEIR_CLAIM_CLASSLESS", value)]);
+        assert!(read("true").unwrap().claim_classless);
+        assert!(!read("false").unwrap().claim_classless);
+        assert!(read("perhaps").unwrap_err().contains("--claim-classless"));
+    }
+
+    #[test]
+    fn whoever_tells_nothing_says_why() {
+        assert_eq!(told(Ok(None)).unwrap_err(), "does not exist");
+        let deployment = |container| Deployment {
+            spec: Some(DeploymentSpec {
+                template: PodTemplateSpec {
+                    spec: Some(PodSpec { containers: vec![container], ..PodSpec::default() }),
+                    ..PodTemplateSpec::default()
+                },
+                ..DeploymentSpec::default()
+            }),
+            ..Deployment::default()
+        };
+        let why = |words: &[&str]| told(Ok(Some(deployment(container(words, &[]))))).unwrap_err();
+        assert_eq!(why(&["--metrics"]), "runs no controller of weir");
+        let unread = why(&["controller", "--cluster-name=demo", "--from-another-version"]);
+        assert!(unread.contains("cannot read: unexpected argument '--from-another-version'"), "{unread}");
     }
 
     #[test]

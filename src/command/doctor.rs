@@ -1,9 +1,8 @@
 //! `weir doctor`: gathers, examines, prints.
 
-use std::io::Write as _;
-
 use anyhow::bail;
 
+use super::answer;
 use super::settings::{Doctor, DoctorScope, Output};
 use crate::doctor::check::{Report, Severity, examine};
 use crate::doctor::{cluster_checks, gather, node_checks, print};
@@ -21,7 +20,7 @@ pub async fn run(settings: Doctor) -> anyhow::Result<()> {
         Output::Text => print::text(&report),
         Output::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
-    std::io::stdout().write_all(text.as_bytes())?;
+    answer(&text)?;
     conclude(&report)
 }
 

@@ -29,6 +29,7 @@ use crate::controller::account::{Account, StepError};
 use crate::controller::apply::apply;
 use crate::controller::desired::Policy;
 use crate::controller::observed::Observed;
+use crate::controller::plan::Wait;
 use crate::controller::reconcile::give_back;
 use crate::controller::rehearsal::{Act, Rehearsal, Script, Wish, rehearse};
 use crate::controller::{backend, targets};
@@ -275,6 +276,7 @@ async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::
     let mut left = BTreeMap::new();
     let mut open = found.owners.clone();
     let mut pause = PAUSE.0;
+    let mut is_stuck = false;
     loop {
         let mut again = vec![];
         for owner in open {
@@ -283,7 +285,13 @@ async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::
                     left.remove(&owner.uid);
                     continue;
                 }
-                Ok(waits) => (waits.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "), false),
+                Ok(waits) => {
+                    // Nobody lets go of it if we cannot.
+                    let is_held = waits.iter().all(|wait| matches!(wait, Wait::Detaching { .. }));
+                    let because = waits.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                    let is_hopeless = is_stuck && is_held && left.get(&owner.uid) == Some(&because);
+                    (because, is_hopeless)
+                }
                 Err(StepError::NotLeader) => bail!("the Lease was lost; what is left is shown when this runs again"),
                 Err(error) => (error.to_string(), is_hopeless(&error)),
             };
@@ -302,11 +310,12 @@ async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::
             failed.extend(release_shared(account, found).await.err());
         }
         let is_over = failed.iter().all(is_hopeless);
+        is_stuck = is_over && !failed.is_empty();
         match failed.first() {
             Some(error) => drop(left.insert(String::new(), error.to_string())),
             None => drop(left.remove("")),
         }
-        if (open.is_empty() && is_clear && is_over) || Instant::now() >= deadline {
+        if (open.is_empty() && is_over && (is_clear || is_stuck)) || Instant::now() >= deadline {
             return Ok(left);
         }
         tokio::time::sleep(pause).await;
@@ -428,7 +437,10 @@ impl Report {
         if !self.shared.is_empty() {
             let _ = writeln!(text, "\nfor no Service in particular");
             write_lines(&mut text, &self.shared);
-            self.left.iter().for_each(|why| write_line(&mut text, '!', &format!("not all is done: {why}")));
+        }
+        if let Some(why) = &self.left {
+            text.push('\n');
+            write_line(&mut text, '!', &format!("not all is done: {why}"));
         }
         if !self.kept.is_empty() {
             let _ = writeln!(text, "\nleft alone");

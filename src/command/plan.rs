@@ -288,6 +288,9 @@ struct Report {
     unread: Vec<String>,
     /// Sentences about the cluster.
     notes: Vec<String>,
+    /// Whether what is shown comes to an end.
+    #[serde(skip)]
+    is_settled: bool,
     /// How many Services have which fate.
     summary: BTreeMap<Fate, usize>,
 }
@@ -345,13 +348,14 @@ impl Report {
             shared: lines(&rehearsal.shared),
             unread: unread(rehearsal),
             notes,
+            is_settled: rehearsal.settled,
             summary,
         }
     }
 
     fn exit_code(&self) -> ExitCode {
         let is = |fate: Fate| self.summary.contains_key(&fate);
-        if is(Fate::Refused) || !self.unread.is_empty() {
+        if is(Fate::Refused) || !self.unread.is_empty() || !self.is_settled {
             ExitCode::FAILURE
         } else if writes(&self.shared) || self.services.iter().any(|line| writes(&line.steps)) {
             ExitCode::from(PENDING)

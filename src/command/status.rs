@@ -1,6 +1,6 @@
 //! `weir status`: reads, draws, and with `--watch` does so again and again.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use anyhow::{Context as _, anyhow, bail};
 use jiff::Timestamp;
@@ -9,8 +9,8 @@ use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt as _};
 use tokio::sync::watch;
 
-use super::deployed;
 use super::settings::{Output, Status};
+use super::{answer, deployed};
 use crate::aws::{self, Aws};
 use crate::cluster::lease::Claim;
 use crate::metrics::Metrics;
@@ -37,13 +37,14 @@ pub async fn run(settings: Status) -> anyhow::Result<()> {
     let aws = Aws::new(&config, &Metrics::default(), &Claim::following(watch::channel(None).1));
     let mut reader = Reader::new(client, aws, controller, settings.services.clone());
     let mut shown = None;
+    let mut is_read = true;
     loop {
         let seen = reader.look().await.map_err(|error| anyhow!("{error:#}; `weir doctor` may tell more"))?;
         let trees = trees(&seen);
         if shown.as_ref() != Some(&trees) {
-            print(&trees, &settings)?;
+            is_read = answer(&answer_of(&trees, &settings)?)?;
         }
-        if !settings.watch {
+        if !settings.watch || !is_read {
             return Ok(());
         }
         shown = Some(trees);
@@ -61,21 +62,17 @@ async fn region(client: &Client, controller: &Controller) -> Option<String> {
     nodes.iter().find_map(|node| node.labels().get("topology.kubernetes.io/region").cloned())
 }
 
-fn print(trees: &[Tree], settings: &Status) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    match settings.output {
+fn answer_of(trees: &[Tree], settings: &Status) -> serde_json::Result<String> {
+    Ok(match settings.output {
         // One line for each look, for programs that read them as they come.
-        Output::Json if settings.watch => writeln!(out, "{}", serde_json::to_string(&Services { services: trees })?)?,
-        Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&Services { services: trees })?)?,
-        Output::Text => {
-            if settings.watch {
-                let clear = if out.is_terminal() { CLEAR } else { "" };
-                writeln!(out, "{clear}{:.0}\n", Timestamp::now())?;
-            }
-            write!(out, "{}", text(trees))?;
+        Output::Json if settings.watch => serde_json::to_string(&Services { services: trees })? + "\n",
+        Output::Json => serde_json::to_string_pretty(&Services { services: trees })? + "\n",
+        Output::Text if settings.watch => {
+            let clear = if std::io::stdout().is_terminal() { CLEAR } else { "" };
+            format!("{clear}{:.0}\n\n{}", Timestamp::now(), text(trees))
         }
-    }
-    Ok(out.flush()?)
+        Output::Text => text(trees),
+    })
 }
 
 #[derive(serde::Serialize)]

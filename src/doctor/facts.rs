@@ -254,7 +254,7 @@ pub struct Cloud {
     pub target_groups: Seen<BTreeSet<TargetGroupArn>>,
     /// Tags of target groups that weir could have named.
     pub target_group_tags: Seen<BTreeMap<TargetGroupArn, Tags>>,
-    /// Targets of our target groups, if there are not too many of these.
+    /// Targets of our target groups; of the first ones only, if there are many.
     pub health: Seen<BTreeMap<TargetGroupArn, BTreeMap<InstanceId, Health>>>,
     /// Auto Scaling groups.
     pub asgs: Seen<BTreeMap<AsgName, Asg>>,

@@ -118,6 +118,9 @@ pub fn usable(facts: &Facts) -> Result<(), Unseen> {
     let why = match &facts.cloud.identity {
         Identity::Nobody(_) => "there are no usable AWS credentials",
         Identity::Refused(error) if trouble(error).is_some() => "AWS does not accept the credentials",
+        Identity::Refused(error) if error.class == Class::Denied => {
+            "AWS does not let these credentials ask whose they are"
+        }
         Identity::Refused(_) => "AWS does not answer",
         Identity::NoRegion => "the AWS Region is not known",
         Identity::Known(_) => return Ok(()),

@@ -4,6 +4,7 @@ use super::check::{Check, Found, Verdict};
 use super::facts::{Facts, ServiceSeen, Told, Unseen, seen};
 use super::identity::usable;
 use crate::controller::report;
+use crate::model::ownership::is_of_cluster;
 use crate::model::service::{FINALIZER, Scheme};
 use crate::settings::Controller;
 
@@ -227,6 +228,12 @@ fn unhealthy(facts: &Facts) -> Verdict {
         let remedy = "on a node, run `weir doctor node` and ask the health port: curl -i http://localhost:10256/healthz; \
                       under externalTrafficPolicy Local only nodes with a ready pod are healthy";
         found.push(Found::error(what, remedy));
+    }
+    let cluster = facts.cluster()?;
+    let ours = tags.values().filter(|tags| is_of_cluster(cluster, tags)).count();
+    if found.is_empty() && health.len() < ours {
+        let seen = health.len();
+        return Err(Unseen(format!("{seen} of {ours} target groups were looked into; their targets are well")));
     }
     Ok(found)
 }

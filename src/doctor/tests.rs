@@ -778,6 +778,24 @@ fn no_healthy_target() {
     assert_eq!(with(&[]).findings, []);
 }
 
+#[test]
+fn many_target_groups_are_looked_into_in_part() {
+    let other = || TargetGroupArn::from(group_arn().as_str().replace("weir-", "weir-other-"));
+    let with = |state: &str| {
+        but(|facts| {
+            let tags = facts.cloud.target_group_tags.as_mut().unwrap();
+            let same = tags.get(&group_arn()).unwrap().clone();
+            tags.insert(other(), same);
+            facts.cloud.health = Ok([(group_arn(), [("i-1".into(), healthy(state))].into())].into());
+        })
+    };
+    first(&with("unhealthy"), "service-no-healthy-target", Error, &["shop/order"]);
+    let report = with("healthy");
+    assert_eq!(report.findings, []);
+    let [skipped] = &report.not_looked_at[..] else { panic!("{:?}", report.not_looked_at) };
+    assert_eq!(skipped.reason, "1 of 2 target groups were looked into; their targets are well");
+}
+
 // --- one node
 
 fn well_node() -> NodeFacts {

@@ -17,15 +17,19 @@ use crate::cluster::event::CONTROLLER as REPORTER;
 use crate::controller::observed::Observed;
 use crate::model::id::{ListenerArn, LoadBalancerArn, ServiceKey};
 use crate::model::name;
-use crate::model::node::{Labels, Worker};
+use crate::model::node::Worker;
 use crate::model::ownership::{self, Tags};
-use crate::model::service::{FINALIZER, is_claimed, owner_of, parse};
+use crate::model::service::{FINALIZER, is_claimed, node_labels_of, owner_of, parse};
 use crate::settings::Controller;
+use crate::telemetry::chain;
 
 /// Calls under way at once; weir's own bucket spreads them over time.
 const AT_ONCE: usize = 8;
 /// Listeners in one call.
 const LISTENERS_PER_CALL: usize = 20;
+
+/// Reason, words, and whether it is a warning; by UID, oldest first.
+type Told = BTreeMap<String, Vec<(String, String, bool)>>;
 
 /// Looks again and again.
 pub struct Reader {
@@ -95,43 +99,43 @@ impl Reader {
         Ok(shown.into_iter().map(|service| self.service(service, &events)).collect())
     }
 
-    /// What the controller said, by UID, oldest first. It may be that we may not read it; then there is less to show.
-    async fn events(&self) -> BTreeMap<String, Vec<(String, String, bool)>> {
+    /// What the controller said, by UID, oldest first.
+    ///
+    /// # Errors
+    /// Why it cannot be read. Then there is less to show.
+    async fn events(&self) -> Result<Told, String> {
         let said = ListParams::default().fields(&format!("reportingController={REPORTER}"));
         let events = Api::<Event>::all(self.client.clone()).list(&said).await;
-        let mut events = events.map(|events| events.items).unwrap_or_default();
+        let mut events = events.map_err(|error| format!("cannot list Events: {}", chain(&error)))?.items;
         let time = |event: &Event| {
             let series = event.series.as_ref().map(|series| series.last_observed_time.0);
             series.or_else(|| event.event_time.as_ref().map(|time| time.0))
         };
         events.sort_by_key(time);
-        let mut told: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut told = Told::new();
         for event in events {
             let Some(uid) = event.regarding.and_then(|about| about.uid) else { continue };
             let is_warning = event.type_.as_deref() == Some("Warning");
             let words = (event.reason.unwrap_or_default(), event.note.unwrap_or_default(), is_warning);
             told.entry(uid).or_default().push(words);
         }
-        told
+        Ok(told)
     }
 
     fn is_ours(&self, service: &KubeService) -> bool {
         is_claimed(service, &self.controller.load_balancer_class, self.controller.claim_classless)
     }
 
-    fn service(&self, service: &KubeService, events: &BTreeMap<String, Vec<(String, String, bool)>>) -> Service {
+    fn service(&self, service: &KubeService, events: &Result<Told, String>) -> Service {
         let owner = owner_of(service);
         let spec = service.spec.clone().unwrap_or_default();
         let is_ours = self.is_ours(service);
-        let (node_labels, problems) = match parse(service) {
-            Ok(spec) => (spec.node_labels, vec![]),
-            Err(problems) => (Labels::new(), problems),
-        };
+        let problems = parse(service).err().unwrap_or_default();
         let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = balancer.and_then(|balancer| balancer.ingress.as_ref()?.first());
         Service {
             name: owner.service.to_string(),
-            told: events.get(&owner.uid).cloned().unwrap_or_default(),
+            told: events.as_ref().map(|told| told.get(&owner.uid).cloned().unwrap_or_default()).map_err(Clone::clone),
             uid: owner.uid,
             is_ours,
             kind: spec.type_.unwrap_or_default(),
@@ -139,7 +143,8 @@ impl Reader {
             hostname: ingress.and_then(|ingress| ingress.hostname.clone()),
             is_leaving: service.metadata.deletion_timestamp.is_some(),
             problems: problems.iter().filter(|_| is_ours).map(ToString::to_string).collect(),
-            node_labels,
+            // What runs stays as it was, also while the Service is refused for something else.
+            node_labels: node_labels_of(service).unwrap_or_default(),
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Seen {
 }
 
 /// A Service as the API server has it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Service {
     /// `namespace/name`.
     pub name: String,
@@ -48,8 +48,8 @@ pub struct Service {
     pub problems: Vec<String>,
     /// Labels of the nodes that it asks for; none: every node may be a target.
     pub node_labels: Labels,
-    /// What the controller said of it, oldest first: reason, words, whether it is a warning.
-    pub told: Vec<(String, String, bool)>,
+    /// What the controller said of it, oldest first: reason, words, whether it is a warning. Or why we do not know.
+    pub told: Result<Vec<(String, String, bool)>, String>,
 }
 
 /// Where a Service stands.
@@ -224,7 +224,7 @@ fn state(service: &Service, balancers: &[BalancerTree]) -> State {
 
 /// The last thing the controller said since all was well.
 fn last(service: &Service) -> Option<&(String, String, bool)> {
-    service.told.last().filter(|(reason, ..)| !report::is_well(reason))
+    service.told.as_ref().ok()?.last().filter(|(reason, ..)| !report::is_well(reason))
 }
 
 fn words(seen: &Seen, service: &Service, state: State, balancers: &[BalancerTree]) -> Vec<String> {
@@ -239,20 +239,25 @@ fn words(seen: &Seen, service: &Service, state: State, balancers: &[BalancerTree
         }
         State::Refused if !service.problems.is_empty() => words.extend(service.problems.iter().cloned()),
         State::Refused => words.extend(said),
-        State::Deleting => words.push(said.unwrap_or_else(|| nothing_said("its deletion"))),
+        State::Deleting => words.push(said.unwrap_or_else(|| nothing_said(service, "its deletion"))),
         State::Pending => {
             words.extend(lacks(service, balancers));
             words.extend(said);
-            if service.told.is_empty() {
-                words.push(nothing_said("it"));
+            if service.told.as_ref().map_or(true, Vec::is_empty) {
+                words.push(nothing_said(service, "it"));
             }
         }
     }
     words
 }
 
-fn nothing_said(of: &str) -> String {
-    format!("the controller has said nothing of {of} within the last hour or so; `weir doctor` looks for the reason")
+fn nothing_said(service: &Service, of: &str) -> String {
+    match &service.told {
+        Ok(_) => format!(
+            "the controller has said nothing of {of} within the last hour or so; `weir doctor` looks for the reason"
+        ),
+        Err(why) => format!("what the controller said of {of} is not known: {why}"),
+    }
 }
 
 /// What a Service of ours should have and has not.

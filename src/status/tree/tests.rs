@@ -102,7 +102,10 @@ fn seen() -> Seen {
             kind: "LoadBalancer".into(),
             class: Some("weir.dev/nlb".into()),
             hostname: Some("weir-order-1.elb.us-east-1.amazonaws.com".into()),
-            ..Service::default()
+            is_leaving: false,
+            problems: vec![],
+            node_labels: [].into(),
+            told: Ok(vec![]),
         }],
         workers: vec![worker(1), worker(2), worker(3)],
         observed,
@@ -180,7 +183,7 @@ fn what_is_pending_says_what_it_waits_for() {
     let pending = |told: &[(&str, &str)]| {
         shown(|seen| {
             seen.services[0].hostname = None;
-            seen.services[0].told = told.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned(), false)).collect();
+            seen.services[0].told = Ok(told.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned(), false)).collect());
             seen.observed = Observed::default();
         })
     };
@@ -193,6 +196,12 @@ Service shop/order  pending
 ";
     assert_eq!(text, expected);
     assert!(pending(&[]).contains("`weir doctor` looks for the reason"));
+    let unread = shown(|seen| {
+        seen.services[0].hostname = None;
+        seen.services[0].told = Err("cannot list Events: events is forbidden".to_owned());
+    });
+    assert!(unread.contains("what the controller said of it is not known: cannot list Events"), "{unread}");
+    assert!(!unread.contains("has said nothing"), "{unread}");
     let text = shown(|seen| seen.observed = Observed::default());
     assert!(text.contains("is published, and there is no load balancer of this Service"), "{text}");
     let text = shown(|seen| {
@@ -212,13 +221,14 @@ fn what_is_refused_leaving_or_not_ours() {
         (tree.state, tree.words.join("; "))
     };
     assert_eq!(state(|it| it.problems = vec!["spec.x: wrong".into()]), (State::Refused, "spec.x: wrong".into()));
-    let taken = |it: &mut Service| it.told = vec![("InvalidConfiguration".into(), "the name is taken".into(), true)];
+    let taken =
+        |it: &mut Service| it.told = Ok(vec![("InvalidConfiguration".into(), "the name is taken".into(), true)]);
     assert_eq!(state(taken), (State::Refused, "InvalidConfiguration: the name is taken".into()));
     let over = |it: &mut Service| {
-        it.told = vec![("InvalidConfiguration".into(), "x".into(), true), ("Recovered".into(), "y".into(), false)];
+        it.told = Ok(vec![("InvalidConfiguration".into(), "x".into(), true), ("Recovered".into(), "y".into(), false)]);
     };
     assert_eq!(state(over), (State::Ready, String::new()));
-    let full = |it: &mut Service| it.told = vec![("AutoScalingGroupFull".into(), "50".into(), true)];
+    let full = |it: &mut Service| it.told = Ok(vec![("AutoScalingGroupFull".into(), "50".into(), true)]);
     assert_eq!(state(full), (State::Ready, "AutoScalingGroupFull: 50".into()));
     assert_eq!(state(|it| it.is_leaving = true).0, State::Deleting);
     let (kind, words) = state(|it| (it.is_ours, it.class) = (false, Some("other".into())));
