@@ -178,8 +178,11 @@ def test_more_certificates(world: World, arn: str, certificates: list[str], refu
         rows = world.elb.describe_listener_certificates(ListenerArn=listener)["Certificates"]
         return [(row["CertificateArn"], row["IsDefault"]) for row in rows]
 
+    for change in (add, remove):
+        assert refusal(change, ListenerArn=listener, Certificates=named(second, third)).code == "ValidationError"
     for _ in range(2):
-        add(ListenerArn=listener, Certificates=named(second, third))
+        add(ListenerArn=listener, Certificates=named(second))
+        add(ListenerArn=listener, Certificates=named(third))
         assert shown() == [(first, True), (second, False), (third, False)]
     assert refusal(add, ListenerArn=listener, Certificates=named(first[:-4] + "0000")).code == "CertificateNotFound"
     assert refusal(remove, ListenerArn=listener, Certificates=named(first)).code == "OperationNotPermitted"
@@ -189,8 +192,9 @@ def test_more_certificates(world: World, arn: str, certificates: list[str], refu
     assert shown() == [(first, True), (third, False), (first, False)]
     acm = seed.client("acm", world.endpoint, world.account_id, REGION)
     many = [acm.request_certificate(DomainName=f"{n}.example.net")["CertificateArn"] for n in range(24)]
-    assert refusal(add, ListenerArn=listener, Certificates=named(*many)).code == "TooManyCertificates"
-    add(ListenerArn=listener, Certificates=named(*many[:23]))
+    for each in many[:23]:
+        add(ListenerArn=listener, Certificates=named(each))
+    assert refusal(add, ListenerArn=listener, Certificates=named(many[23])).code == "TooManyCertificates"
     plain = world.listener(arn, group)["ListenerArn"]
     assert refusal(add, ListenerArn=plain, Certificates=named(second)).code == "ValidationError"
 

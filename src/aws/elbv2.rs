@@ -448,33 +448,26 @@ impl Aws {
         })
     }
 
-    /// Adds certificates to a TLS listener, beside its default one.
+    /// Adds a certificate to the list of a TLS listener. AWS takes one a call (`AddListenerCertificates`).
     ///
     /// # Errors
     /// As of AddListenerCertificates.
-    pub async fn add_certificates(&self, arn: &ListenerArn, certificates: &BTreeSet<String>) -> Result<(), AwsError> {
-        let certificates = certificates.iter().map(certificate).collect();
-        let request =
-            self.elb.add_listener_certificates().listener_arn(arn.as_str()).set_certificates(Some(certificates));
+    pub async fn add_certificate(&self, arn: &ListenerArn, added: &String) -> Result<(), AwsError> {
+        let request = self.elb.add_listener_certificates().listener_arn(arn.as_str()).certificates(certificate(added));
         call!(self.write, "elasticloadbalancing:AddListenerCertificates", arn.as_str(), request).map(drop)
     }
 
-    /// Takes such certificates away.
+    /// Takes a certificate out of the list of a TLS listener. AWS takes one a call (`RemoveListenerCertificates`).
     ///
     /// # Errors
     /// As of RemoveListenerCertificates.
-    pub async fn remove_certificates(
-        &self,
-        arn: &ListenerArn,
-        certificates: &BTreeSet<String>,
-    ) -> Result<(), AwsError> {
-        let certificates = certificates.iter().map(certificate).collect();
+    pub async fn remove_certificate(&self, arn: &ListenerArn, removed: &String) -> Result<(), AwsError> {
         let request =
-            self.elb.remove_listener_certificates().listener_arn(arn.as_str()).set_certificates(Some(certificates));
+            self.elb.remove_listener_certificates().listener_arn(arn.as_str()).certificates(certificate(removed));
         call!(self.write, "elasticloadbalancing:RemoveListenerCertificates", arn.as_str(), request).map(drop)
     }
 
-    /// Certificates of a TLS listener but its default one.
+    /// Certificates in the list of a TLS listener; its default one need not be among them.
     ///
     /// # Errors
     /// As of DescribeListenerCertificates.

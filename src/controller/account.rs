@@ -740,8 +740,8 @@ fn step_subject(step: &Step) -> &str {
         | Step::ReserveCapacity { balancer, .. }
         | Step::CreateListener { balancer, .. }
         | Step::ModifyListener { balancer, .. }
-        | Step::AddCertificates { balancer, .. }
-        | Step::RemoveCertificates { balancer, .. }
+        | Step::AddCertificate { balancer, .. }
+        | Step::RemoveCertificate { balancer, .. }
         | Step::DeleteListener { balancer, .. } => balancer,
         Step::CreateBalancer(balancer) => &balancer.name,
         Step::ModifyAttributes { of, .. } => match of {

@@ -131,14 +131,14 @@ async fn take(account: &Account, step: &Step) -> Result<Outcome, StepError> {
             };
             Ok(Outcome::Listener(aws.modify_listener(&listener, *protocol, tls.as_ref(), &target_group).await?))
         }
-        Step::AddCertificates { balancer, port, certificates } => {
+        Step::AddCertificate { balancer, port, certificate } => {
             let arn = listener_arn(&account.state(), balancer, *port)?;
-            aws.add_certificates(&arn, certificates).await?;
+            aws.add_certificate(&arn, certificate).await?;
             Ok(Outcome::Done)
         }
-        Step::RemoveCertificates { balancer, port, certificates } => {
+        Step::RemoveCertificate { balancer, port, certificate } => {
             let arn = listener_arn(&account.state(), balancer, *port)?;
-            aws.remove_certificates(&arn, certificates).await?;
+            aws.remove_certificate(&arn, certificate).await?;
             Ok(Outcome::Done)
         }
         Step::ModifyAttributes { of, attributes } => {

@@ -178,7 +178,7 @@ pub struct Listener {
     pub policy: Option<String>,
     /// Its ALPN policy, if it is not `None`.
     pub alpn: Option<String>,
-    /// ARNs of its other certificates; `None` until they have been read.
+    /// ARNs in its list of certificates, the default one among them or not; `None` until they have been read.
     pub certificates: Option<BTreeSet<String>>,
     /// Its attributes; `None` until they have been read.
     pub attributes: Option<Attributes>,
@@ -547,14 +547,14 @@ impl Observed {
             Step::DeleteTargetGroup { name, .. } => {
                 self.target_groups.remove(name);
             }
-            Step::AddCertificates { balancer, port, certificates } => {
+            Step::AddCertificate { balancer, port, certificate } => {
                 if let Some(listener) = self.listener_mut(balancer, *port) {
-                    listener.certificates.get_or_insert_default().extend(certificates.iter().cloned());
+                    listener.certificates.get_or_insert_default().insert(certificate.clone());
                 }
             }
-            Step::RemoveCertificates { balancer, port, certificates } => {
+            Step::RemoveCertificate { balancer, port, certificate } => {
                 if let Some(present) = self.listener_mut(balancer, *port).and_then(|it| it.certificates.as_mut()) {
-                    present.retain(|arn| !certificates.contains(arn));
+                    present.remove(certificate);
                 }
             }
             Step::ModifyAttributes { of, attributes } => {

@@ -26,7 +26,7 @@ use crate::model::attribute::{Attributes, Holder};
 use crate::model::id::{AsgName, SecurityGroupId, Zone};
 use crate::model::node::Labels;
 use crate::model::ownership::{Tags, tag_changes};
-use crate::model::service::{AddressType, CERTIFICATE_LIMIT, Protocol, Tls};
+use crate::model::service::{AddressType, Protocol, Tls};
 
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,10 +81,10 @@ pub enum Step {
     },
     /// Changes a listener: all of it in one call, since a listener that becomes TLS needs its certificate at once.
     ModifyListener { balancer: String, port: u16, protocol: Protocol, tls: Option<Tls>, target_group: String },
-    /// Adds certificates to a TLS listener, beside its default one.
-    AddCertificates { balancer: String, port: u16, certificates: BTreeSet<String> },
-    /// Takes such certificates away.
-    RemoveCertificates { balancer: String, port: u16, certificates: BTreeSet<String> },
+    /// Adds a certificate to the list of a TLS listener.
+    AddCertificate { balancer: String, port: u16, certificate: String },
+    /// Takes a certificate out of that list.
+    RemoveCertificate { balancer: String, port: u16, certificate: String },
     /// Sets attributes.
     ModifyAttributes { of: AttributesOf, attributes: Attributes },
     /// Deletes a listener.
@@ -223,9 +223,9 @@ impl Step {
                 Self::CreateTargetGroup(made),
             ) => *target_group == made.name,
             (
-                Self::RemoveCertificates { balancer, port, .. },
+                Self::RemoveCertificate { balancer, port, .. },
                 Self::ModifyListener { balancer: other, port: of, .. }
-                | Self::AddCertificates { balancer: other, port: of, .. },
+                | Self::AddCertificate { balancer: other, port: of, .. },
             ) => balancer == other && port == of,
             _ => false,
         }
@@ -300,11 +300,11 @@ impl fmt::Display for Step {
                     write!(f, " with {} and {}", tls.policy, tls.certificates.first().map_or("", String::as_str))
                 })
             }
-            Self::AddCertificates { balancer, port, certificates } => {
-                write!(f, "add certificates to listener {port} on {balancer}: {}", listed(certificates))
+            Self::AddCertificate { balancer, port, certificate } => {
+                write!(f, "add certificate {certificate} to listener {port} on {balancer}")
             }
-            Self::RemoveCertificates { balancer, port, certificates } => {
-                write!(f, "remove certificates of listener {port} on {balancer}: {}", listed(certificates))
+            Self::RemoveCertificate { balancer, port, certificate } => {
+                write!(f, "remove certificate {certificate} of listener {port} on {balancer}")
             }
             Self::ModifyAttributes { of, attributes } => {
                 let pairs: Vec<_> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -321,12 +321,10 @@ impl fmt::Display for Step {
     }
 }
 
-fn listed(items: &BTreeSet<String>) -> String {
-    items.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-}
-
 /// The attribute that keeps a load balancer from being deleted.
 pub const DELETION_PROTECTION: &str = "deletion_protection.enabled";
+/// So many certificates fit in the lists of a load balancer whatever its quota, which can be raised (ELB quotas).
+const CERTIFICATES: usize = 25;
 const NOT_ASKED_FOR: &str = "the Service does not ask for it";
 const REPLACED: &str = "another one takes its place";
 /// Why a load balancer goes before its successor is there: the one case in which a change interrupts a Service.
@@ -529,22 +527,18 @@ impl Plan {
             return;
         }
         let (missing, stale) = certificate_changes(wanted, listener);
-        let add = || Step::AddCertificates { balancer: balancer(), port, certificates: missing.clone() };
+        let add = |certificate| Step::AddCertificate { balancer: balancer(), port, certificate };
         // Added first: no name goes unserved in between. What becomes the default needs not be there before.
-        let fits = listener.certificates.iter().flatten().count() + missing.len() <= CERTIFICATE_LIMIT;
-        if !missing.is_empty() && fits {
-            self.push(add());
-        }
+        let fits = listener.certificates.iter().flatten().count() + missing.len() <= CERTIFICATES;
+        let (before, after) = if fits { (missing, vec![]) } else { (vec![], missing) };
+        self.steps.extend(before.into_iter().map(add));
         if !connected || !wanted.is_met_by(listener) {
             let (protocol, tls, target_group) = (wanted.protocol, wanted.tls.clone(), group.name.clone());
             self.push(Step::ModifyListener { balancer: balancer(), port, protocol, tls, target_group });
         }
-        if !stale.is_empty() {
-            self.push(Step::RemoveCertificates { balancer: balancer(), port, certificates: stale });
-        }
-        if !missing.is_empty() && !fits {
-            self.push(add());
-        }
+        let remove = |certificate| Step::RemoveCertificate { balancer: balancer(), port, certificate };
+        self.steps.extend(stale.into_iter().map(remove));
+        self.steps.extend(after.into_iter().map(add));
         let of = AttributesOf::Listener(balancer(), port);
         // Only TCP listeners have any.
         if wanted.protocol == Protocol::Tcp && listener.protocol == Protocol::Tcp.as_str() {
@@ -649,9 +643,13 @@ impl Plan {
 }
 
 impl DesiredListener {
-    /// ARNs of its certificates but the default one.
-    fn other_certificates(&self) -> BTreeSet<String> {
-        self.tls.iter().flat_map(|tls| tls.certificates.iter().skip(1)).cloned().collect()
+    /// ARNs of the certificates in its list: none where there is just the default one, else all, the default one last.
+    /// Among those in the list AWS chooses what a client can do and knows the name of, an ECDSA one before an RSA one;
+    /// what is only the default gets no client that one in the list fits (NLB user guide, "Server certificates").
+    fn listed_certificates(&self) -> impl Iterator<Item = &String> {
+        let all = self.tls.as_ref().map(|tls| tls.certificates.as_slice());
+        let all = all.filter(|all| all.len() > 1).unwrap_or_default();
+        all.iter().skip(1).chain(all.first())
     }
 
     /// Whether a listener has its protocol and TLS settings.
@@ -666,16 +664,14 @@ impl DesiredListener {
     }
 }
 
-/// Certificates to add to a listener and to remove, beside its default one. None while it is no TLS listener, or they
-/// have not been read.
-fn certificate_changes(wanted: &DesiredListener, listener: &Listener) -> (BTreeSet<String>, BTreeSet<String>) {
+/// Certificates to add to a listener's list and to remove. None while it is no TLS listener, or they have not been read.
+fn certificate_changes(wanted: &DesiredListener, listener: &Listener) -> (Vec<String>, Vec<String>) {
     let is_tls = wanted.tls.is_some() && listener.protocol == wanted.protocol.as_str();
     let Some(present) = listener.certificates.as_ref().filter(|_| is_tls) else { return Default::default() };
-    let others = wanted.other_certificates();
-    let default = wanted.tls.as_ref().and_then(|tls| tls.certificates.first());
-    // The default one may be in the list as well. It does no harm there, and AWS removes no default certificate.
-    let stale = present.difference(&others).filter(|arn| Some(*arn) != default);
-    (others.difference(present).cloned().collect(), stale.cloned().collect())
+    let missing = wanted.listed_certificates().filter(|arn| !present.contains(*arn));
+    // A default one that is alone does no harm in the list, and AWS removes no default certificate.
+    let is_asked_for = |arn: &&String| wanted.tls.iter().any(|tls| tls.certificates.contains(arn));
+    (missing.cloned().collect(), present.iter().filter(|arn| !is_asked_for(arn)).cloned().collect())
 }
 
 /// Whether a target group has its targets, and the ones that are asked for now.

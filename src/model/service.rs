@@ -20,7 +20,6 @@ use self::access::{most_of_a_family, parse_access, parse_source_ranges, without_
 pub use self::address::{AddressSpec, AddressType, SourceNatPrefix};
 use self::address::{parse_address_type, parse_addresses};
 use self::balancer::{parse_attributes, parse_capacity, parse_name, parse_scheme, parse_subnets, parse_tags};
-pub use self::listener::CERTIFICATE_LIMIT;
 use self::listener::{named, parse_listener_attributes, parse_merging, parse_ports, parse_tls, refuse, to_port};
 use self::nodes::parse_node_labels;
 use super::annotation::{self, Annotations, Problem};

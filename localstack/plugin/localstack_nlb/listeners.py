@@ -215,10 +215,17 @@ def secure_listener(context: Any, request: Request) -> FakeListener:
     return listener
 
 
+def check_single(request: Request) -> None:
+    """"You can specify one certificate per call" (AddListenerCertificates, RemoveListenerCertificates)."""
+    if len(request["Certificates"]) != 1:
+        raise refuse("ValidationError", "Exactly one certificate must be specified")
+
+
 def add_certificates(context: Any, request: Request) -> dict:
     """One that is in the list already is no error; moto takes it twice, and any that does not exist. The default may
     be in the list as well, and is shown twice then."""
     listener, backend = secure_listener(context, request), balancing(context)
+    check_single(request)
     check_certificates(backend, request["Certificates"])
     asked = [certificate["CertificateArn"] for certificate in request["Certificates"]]
     added = [arn for arn in dict.fromkeys(asked) if arn not in listener.certificates[1:]]
@@ -232,6 +239,7 @@ def add_certificates(context: Any, request: Request) -> dict:
 def remove_certificates(context: Any, request: Request) -> dict:
     """The default one cannot be removed (OperationNotPermitted); moto removes it."""
     listener = secure_listener(context, request)
+    check_single(request)
     asked = {certificate["CertificateArn"] for certificate in request["Certificates"]}
     if listener.certificate in asked:
         raise refuse("OperationNotPermitted", f"Default certificate '{listener.certificate}' cannot be removed")

@@ -312,12 +312,13 @@ impl World {
             Step::ReserveCapacity { balancer, .. } => {
                 assert_eq!(self.observed.balancers[balancer].state, BalancerState::Active, "{step}: is too early");
             }
-            Step::AddCertificates { balancer, port, .. } => {
+            Step::AddCertificate { balancer, port, .. } => {
                 assert_eq!(self.listeners(balancer)[port].protocol, "TLS", "{step}: is not TLS");
             }
-            Step::RemoveCertificates { balancer, port, certificates } => {
-                let present = self.listeners(balancer)[port].certificates.as_ref();
-                assert!(present.is_some_and(|present| certificates.is_subset(present)), "{step}: are not there");
+            Step::RemoveCertificate { balancer, port, certificate } => {
+                let listener = &self.listeners(balancer)[port];
+                assert!(listener.certificates.as_ref().unwrap().contains(certificate), "{step}: is not there");
+                assert_ne!(listener.certificate.as_ref(), Some(certificate), "{step}: is the default one");
             }
             Step::Revoke { group, rules } => {
                 assert!(rules.is_subset(&self.observed.groups[group].rules), "{step}: is not there");
@@ -531,7 +532,9 @@ impl World {
             assert_eq!(target_group.health.interval, spec.health.interval.unwrap_or(10));
             if let Some(tls) = &wanted.tls {
                 let mut present = listener.certificates.clone().unwrap();
-                present.extend(listener.certificate.clone());
+                if tls.certificates.len() == 1 {
+                    present.extend(listener.certificate.clone());
+                }
                 assert_eq!(present, tls.certificates.iter().cloned().collect());
                 assert_eq!((listener.certificate.as_ref(), &listener.alpn), (tls.certificates.first(), &tls.alpn));
             }
@@ -612,8 +615,8 @@ fn subject(step: &Step) -> (Resource, bool) {
         | Step::ReserveCapacity { balancer: name, .. }
         | Step::CreateListener { balancer: name, .. }
         | Step::ModifyListener { balancer: name, .. }
-        | Step::AddCertificates { balancer: name, .. }
-        | Step::RemoveCertificates { balancer: name, .. }
+        | Step::AddCertificate { balancer: name, .. }
+        | Step::RemoveCertificate { balancer: name, .. }
         | Step::DeleteListener { balancer: name, .. }
         | Step::Tag { resource: Resource::Listener(name, _), .. }
         | Step::Untag { resource: Resource::Listener(name, _), .. }
@@ -767,7 +770,7 @@ fn secure(certificates: &[&str]) -> ServiceSpec {
 fn certificates_are_added_before_others_are_removed() {
     let mut world = settled(&secure(&["a", "b"]));
     world.settle(Some(&secure(&["a", "c"])));
-    assert_eq!(kinds(&world.steps), ["add certificates", "remove certificates"]);
+    assert_eq!(kinds(&world.steps), ["add certificate", "remove certificate"]);
 }
 
 #[test]
@@ -776,17 +779,30 @@ fn more_certificates_than_fit_side_by_side_are_removed_first() {
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let mut world = settled(&secure(&names[..=25]));
     world.settle(Some(&secure(&[&names[..1], &names[26..]].concat())));
-    assert_eq!(kinds(&world.steps), ["remove certificates", "add certificates"]);
+    let mut kinds = kinds(&world.steps);
+    kinds.dedup();
+    assert_eq!(kinds, ["remove certificate", "add certificate"]);
 }
 
 #[test]
-fn the_default_certificate_is_not_taken_out_of_the_list() {
+fn the_default_certificate_is_in_the_list_where_there_are_others() {
     let mut world = settled(&secure(&["a", "b"]));
-    world.settle(Some(&secure(&["b", "a"])));
-    assert_eq!(kinds(&world.steps), ["add certificates", "set listener"]);
-    world.steps.clear();
-    world.settle(Some(&secure(&["c", "a"])));
-    assert_eq!(kinds(&world.steps), ["set listener", "remove certificates"]);
+    world.assert_serves(&secure(&["a", "b"]));
+    for (wanted, steps) in [
+        (&["b", "a"][..], &["set listener"][..]),
+        (&["c", "a"], &["add certificate", "set listener", "remove certificate"]),
+        // It stays there when the others go: AWS removes no default certificate.
+        (&["c"], &["remove certificate"]),
+        (&["d"], &["set listener", "remove certificate"]),
+        (&["d", "e"], &["add certificate", "add certificate"]),
+    ] {
+        world.steps.clear();
+        world.settle(Some(&secure(wanted)));
+        assert_eq!(kinds(&world.steps), steps, "{wanted:?}");
+        world.assert_serves(&secure(wanted));
+    }
+    let added = said(&world.steps);
+    assert!(added[0].starts_with("add certificate e to") && added[1].starts_with("add certificate d to"), "{added:?}");
 }
 
 #[test]
@@ -794,7 +810,7 @@ fn a_listener_that_was_tls_before_gets_all_its_certificates_again() {
     let mut world = settled(&secure(&["a", "b"]));
     world.settle(Some(&web()));
     world.settle(Some(&secure(&["a", "b"])));
-    assert_eq!(kinds(&world.steps), ["set listener", "set listener", "add certificates"]);
+    assert_eq!(kinds(&world.steps), ["set listener", "set listener", "add certificate", "add certificate"]);
     world.assert_serves(&secure(&["a", "b"]));
 }
 

@@ -79,8 +79,8 @@ impl Act {
                 | Step::Intend { .. }
                 | Step::Select { .. }
                 | Step::ModifyListener { .. }
-                | Step::AddCertificates { .. }
-                | Step::RemoveCertificates { .. }
+                | Step::AddCertificate { .. }
+                | Step::RemoveCertificate { .. }
                 | Step::ModifyAttributes { .. }
                 | Step::Tag { .. }
                 | Step::Untag { .. } => Kind::Change,

@@ -11,8 +11,6 @@ use crate::model::attribute::Holder;
 
 /// Listeners of one Network Load Balancer (ELB quotas; cannot be raised).
 const LISTENER_LIMIT: usize = 50;
-/// Certificates of one load balancer beside the default ones (ELB quotas).
-pub const CERTIFICATE_LIMIT: usize = 25;
 /// TLS 1.2 and 1.3, AWS's own recommendation. The API's default would still allow TLS 1.0.
 const SSL_POLICY: &str = "ELBSecurityPolicy-TLS13-1-2-2021-06";
 
@@ -149,9 +147,6 @@ fn parse_certificates(annotations: Annotations<'_>) -> Result<Vec<String>, Probl
         if list[..index].contains(arn) {
             return wrong(format!("has {arn:?} twice"));
         }
-    }
-    if list.len() > CERTIFICATE_LIMIT + 1 {
-        return wrong(format!("has {} certificates, and a load balancer takes {}", list.len(), CERTIFICATE_LIMIT + 1));
     }
     Ok(list.into_iter().map(str::to_owned).collect())
 }
