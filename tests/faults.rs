@@ -27,7 +27,7 @@ use weir::controller::plan::Step;
 use weir::metrics::Metrics;
 use weir::model::family::Family;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
-use weir::model::name;
+use weir::model::name::{self, TargetGroupTraits};
 use weir::model::ownership::{Owner, Role, Tags, service_tags, with_cluster_uid};
 use weir::model::service::{AddressType, Protocol, Scheme};
 use wiremock::matchers::any;
@@ -434,8 +434,9 @@ fn tags_of(role: Role) -> Tags {
 }
 
 fn target_group() -> DesiredTargetGroup {
+    let traits = TargetGroupTraits { protocol: "TCP", node_port: 30080, family: Family::Ipv4, picks_nodes: false };
     DesiredTargetGroup {
-        name: name::target_group(CLUSTER, &owner().service, "lb", 80, "TCP", (30080, Family::Ipv4)),
+        name: name::target_group(CLUSTER, &owner().service, "lb", 80, traits),
         vpc: "vpc-1".into(),
         protocol: Protocol::Tcp,
         family: Family::Ipv4,

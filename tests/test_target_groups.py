@@ -13,6 +13,7 @@ from sandbox.checks import (
     listeners,
     note,
     target_group,
+    target_groups,
     target_of,
     targets,
     wait_rest,
@@ -97,32 +98,73 @@ def test_nodes_with_the_labels_asked_for_are_the_targets(cluster, account, weir)
 
 
 def test_labels_asked_for_of_a_running_service(cluster, account, weir):
-    """target-node-labels on a live Service: registered, then let go by the Auto Scaling group; and back."""
-    web, *others = account.names["instances"]
+    """target-node-labels on a live Service, and off again: a node that serves is a target in every moment.
+
+    An Auto Scaling group that lets go of a target group deregisters all of its instances there, whoever registered them.
+    So another target group takes over once it has the nodes, registered by weir or by the Auto Scaling group.
+    """
+    web, batch, spare = account.names["instances"]
     label(cluster, web, "web")
+    label(cluster, batch, "batch")
+    # While it attaches, nothing is registered yet; while it detaches, nothing is any more.
+    account.localstack.settings(attach_seconds=1, detach_seconds=2)
     weir(CALM)
     cluster.expose("order")
-    arn = target_group_of(cluster, account, "order")
-    wait_targets(account, arn, {web, *others})
+    first = target_group_of(cluster, account, "order")
+    wait_targets(account, first, {web, batch, spare})
     wait_rest(account)
 
     mark = account.mark()
     annotate(cluster, "order", NODE_LABELS, "pool=web")
-    wait_for(lambda: attached(account) == set(), 20, "the Auto Scaling group to let go")
-    wait_targets(account, arn, {web})
+    second = taken_over(cluster, account, first, web)
+    wait_targets(account, second, {web})
     wait_rest(account)
     steps = writes(account, mark)
-    assert [call["operation"] for call in steps][:2] == ["RegisterTargets", "DetachTrafficSources"]
-    assert set(counted(steps)) == {"RegisterTargets", "DetachTrafficSources"}, "AWS takes out the others"
-    assert all(instances == {web} for instances in asked_for(steps, "RegisterTargets"))
+    assert asked_for(steps, "RegisterTargets") == [{web}]
+    assert [call["operation"] for call in steps] == [
+        "CreateTargetGroup",
+        "RegisterTargets",
+        "ModifyListener",
+        "DetachTrafficSources",
+        "DeleteTargetGroup",
+    ]
+
+    # Other labels are no reason for another target group.
+    mark = account.mark()
+    annotate(cluster, "order", NODE_LABELS, "pool=batch")
+    wait_targets(account, second, {batch})
+    wait_rest(account)
+    assert [call["operation"] for call in writes(account, mark)] == ["RegisterTargets", "DeregisterTargets"]
 
     mark = account.mark()
     annotate(cluster, "order", NODE_LABELS, None)
-    wait_for(lambda: attached(account) == {arn}, 20, "the Auto Scaling group to take it")
-    wait_targets(account, arn, {web, *others})
+    third = taken_over(cluster, account, second, batch)
+    wait_targets(account, third, {web, batch, spare})
     wait_rest(account)
-    assert counted(writes(account, mark)) == {"AttachTrafficSources": 1}
-    assert target_group_of(cluster, account, "order") == arn
+    assert [call["operation"] for call in writes(account, mark)] == [
+        "CreateTargetGroup",
+        "AttachTrafficSources",
+        "ModifyListener",
+        "DeleteTargetGroup",
+    ]
+
+
+def taken_over(cluster, account, before: str, node: str) -> str:
+    """Waits until another target group has taken the place of this one, which is gone then. The node has to be a target
+    of the one that the listener points at whenever it is looked at."""
+
+    def is_over() -> bool:
+        arn = target_group_of(cluster, account, "order")
+        try:
+            is_registered = node in targets(account, arn)
+        except account.elbv2.exceptions.TargetGroupNotFoundException:
+            is_registered = False
+        # It may have moved in between.
+        assert is_registered or target_group_of(cluster, account, "order") != arn, f"{node} is no target of {arn}"
+        return before not in [group["TargetGroupArn"] for group in target_groups(account)]
+
+    wait_for(is_over, 30, "another target group to take over")
+    return target_group_of(cluster, account, "order")
 
 
 # --- attributes and health checks

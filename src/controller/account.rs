@@ -627,16 +627,19 @@ impl State {
     }
 
     /// Target membership never waits for a configuration to be put right: groups that nobody has planned since the
-    /// start are served as they are, by the nodes with these labels.
+    /// start are served as they are, by the nodes with these labels. One that an Auto Scaling group has gets all of its
+    /// nodes from there until another one takes over.
     ///
     /// Returns whether that changed anything.
     pub fn keep_serving(&mut self, cluster: &str, uid: &str, nodes: &Labels) -> bool {
         let mut changed = false;
-        for group in self.observed.target_groups.values_mut() {
+        let Observed { asgs, target_groups, .. } = &mut self.observed;
+        for group in target_groups.values_mut() {
+            let is_attached = asgs.values().any(|asg| asg.sources.contains_key(&group.arn));
             let is_theirs = ownership::owner(cluster, &group.tags).is_some_and(|owner| owner.uid == uid);
             if is_theirs && group.intent == Intent::Undecided {
                 group.intent = Intent::Serve;
-                group.nodes = nodes.clone();
+                group.nodes = if is_attached { Labels::new() } else { nodes.clone() };
                 changed = true;
             }
         }

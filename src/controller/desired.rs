@@ -18,7 +18,7 @@ use crate::model::annotation::{self, Problem};
 use crate::model::attribute::Attributes;
 use crate::model::family::Family;
 use crate::model::id::{SecurityGroupId, SubnetId, VpcId, Zone};
-use crate::model::name;
+use crate::model::name::{self, TargetGroupTraits};
 use crate::model::node::{Labels, Worker, ZONE_LABEL};
 use crate::model::ownership::{self, Owner, Role, Tags};
 use crate::model::service::{
@@ -191,15 +191,14 @@ pub fn desired(spec: &ServiceSpec, facts: &Facts, policy: &Policy, observed: &Ob
         .iter()
         .map(|(port, listener)| {
             let protocol = listener.target_protocol;
+            let traits = TargetGroupTraits {
+                protocol: protocol.as_str(),
+                node_port: listener.node_port,
+                family: spec.family,
+                picks_nodes: !spec.node_labels.is_empty(),
+            };
             let group = DesiredTargetGroup {
-                name: name::target_group(
-                    cluster,
-                    service,
-                    &name,
-                    *port,
-                    protocol.as_str(),
-                    (listener.node_port, spec.family),
-                ),
+                name: name::target_group(cluster, service, &name, *port, traits),
                 family: spec.family,
                 vpc: facts.vpc.clone(),
                 protocol,

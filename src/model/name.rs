@@ -26,17 +26,29 @@ pub fn balancer(cluster: &str, service: &ServiceKey, uid: &str, scheme: &str) ->
     compose(cluster, &service.name, &["balancer", cluster, &service.namespace, &service.name, uid, scheme])
 }
 
-/// Name of the target group of one listener. A target group serves one load balancer, and its port, protocol and IP
-/// family cannot be changed.
+/// What a target group keeps for life.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetGroupTraits<'a> {
+    /// Its protocol, in AWS's word.
+    pub protocol: &'a str,
+    /// The NodePort that it sends to.
+    pub node_port: u16,
+    /// IP family of its targets.
+    pub family: Family,
+    /// Whether it takes nodes by label only. AWS could change that, but an Auto Scaling group that lets go of a target
+    /// group deregisters all of its instances there, those with the label too.
+    pub picks_nodes: bool,
+}
+
+/// Name of the target group of one listener. A target group serves one load balancer, and cannot change its traits.
 pub fn target_group(
     cluster: &str,
     service: &ServiceKey,
     balancer: &str,
     listener_port: u16,
-    protocol: &str,
-    (node_port, family): (u16, Family),
+    traits: TargetGroupTraits<'_>,
 ) -> String {
-    let (port, node_port) = (listener_port.to_string(), node_port.to_string());
+    let (port, node_port) = (listener_port.to_string(), traits.node_port.to_string());
     let mut readable = readable(&service.name);
     readable.truncate(READABLE_LIMIT.saturating_sub(port.len() + 1));
     let readable = readable.trim_end_matches('-');
@@ -47,11 +59,14 @@ pub fn target_group(
         &service.name,
         balancer,
         port.as_str(),
-        protocol,
+        traits.protocol,
         node_port.as_str(),
     ];
-    if family == Family::Ipv6 {
-        parts.push(family.name());
+    if traits.family == Family::Ipv6 {
+        parts.push(traits.family.name());
+    }
+    if traits.picks_nodes {
+        parts.push("by label");
     }
     compose(cluster, &format!("{readable}-{port}"), &parts)
 }
@@ -102,6 +117,9 @@ mod tests {
 
     use super::*;
 
+    const TRAITS: TargetGroupTraits<'_> =
+        TargetGroupTraits { protocol: "TCP", node_port: 30080, family: Family::Ipv4, picks_nodes: false };
+
     fn legal(name: &str) -> bool {
         name.len() <= NAME_LIMIT
             && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '-')
@@ -119,7 +137,7 @@ mod tests {
             let key = ServiceKey::new(namespace, name);
             let lb = balancer(&cluster, &key, "uid", "internal");
             prop_assert!(legal(&lb), "{lb}");
-            let group = target_group(&cluster, &key, &lb, port, "TCP", (node_port, Family::Ipv4));
+            let group = target_group(&cluster, &key, &lb, port, TargetGroupTraits { node_port, ..TRAITS });
             prop_assert!(legal(&group), "{group}");
             prop_assert!(group.starts_with(&cluster_prefix(&cluster)));
             prop_assert!(legal(&frontend_group(&cluster, &key, "uid")));
@@ -129,22 +147,24 @@ mod tests {
     #[test]
     fn what_forces_a_new_resource_changes_the_name() {
         let key = ServiceKey::new("shop", "order");
-        let one = target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv4));
-        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", (30081, Family::Ipv4)));
-        assert_ne!(one, target_group("demo", &key, "lb", 80, "UDP", (30080, Family::Ipv4)));
-        assert_ne!(one, target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv6)));
-        assert_ne!(one, target_group("demo", &key, "lb2", 80, "TCP", (30080, Family::Ipv4)));
-        assert_ne!(
-            one,
-            target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, "TCP", (30080, Family::Ipv4))
-        );
+        let one = target_group("demo", &key, "lb", 80, TRAITS);
+        for other in [
+            TargetGroupTraits { node_port: 30081, ..TRAITS },
+            TargetGroupTraits { protocol: "UDP", ..TRAITS },
+            TargetGroupTraits { family: Family::Ipv6, ..TRAITS },
+            TargetGroupTraits { picks_nodes: true, ..TRAITS },
+        ] {
+            assert_ne!(one, target_group("demo", &key, "lb", 80, other), "{other:?}");
+        }
+        assert_ne!(one, target_group("demo", &key, "lb2", 80, TRAITS));
+        assert_ne!(one, target_group("demo", &ServiceKey::new("shop-order", ""), "lb", 80, TRAITS));
         assert_ne!(balancer("demo", &key, "u1", "internal"), balancer("demo", &key, "u2", "internal"));
     }
 
     #[test]
     fn a_name_that_is_cut_at_a_hyphen_has_no_two_in_a_row() {
         let key = ServiceKey::new("shop", "nothing-set");
-        let group = target_group("demo", &key, "lb", 80, "TCP", (30080, Family::Ipv4));
+        let group = target_group("demo", &key, "lb", 80, TRAITS);
         assert!(group.starts_with(&format!("{}nothing-80-", cluster_prefix("demo"))), "{group}");
     }
 

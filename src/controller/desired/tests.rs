@@ -564,11 +564,15 @@ fn the_first_family_makes_another_target_group() {
 }
 
 #[test]
-fn node_labels_make_no_other_target_group() {
-    let node_labels = Labels::from([("pool".into(), "web".into())]);
-    let picky = decide(&ServiceSpec { node_labels: node_labels.clone(), ..spec() }, &Observed::default());
-    assert_eq!(picky.target_groups[&80].nodes, node_labels);
-    assert_eq!(picky.target_groups[&80].name, decide(&spec(), &Observed::default()).target_groups[&80].name);
+fn node_labels_make_another_target_group_and_other_labels_do_not() {
+    let group = |node_labels: Labels| {
+        let decided = decide(&ServiceSpec { node_labels: node_labels.clone(), ..spec() }, &Observed::default());
+        assert_eq!(decided.target_groups[&80].nodes, node_labels);
+        decided.target_groups[&80].name.clone()
+    };
+    let labelled = |pool: &str| group([("pool".into(), pool.into())].into());
+    assert_ne!(labelled("web"), group(Labels::new()));
+    assert_eq!(labelled("web"), labelled("batch"));
 }
 
 #[test]

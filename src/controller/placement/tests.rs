@@ -451,6 +451,20 @@ fn labels_no_longer_asked_for_attach_before_anything_else() {
 }
 
 #[test]
+fn a_new_process_leaves_attached_what_another_target_group_is_to_take_over() {
+    let labels = || Labels::from([(WEB.0.into(), WEB.1.into())]);
+    let stage = Stage::default().asg("a", &["i-1", "i-2"]).nodes(&["i-1", "i-2"]).label("i-1", WEB);
+    let mut stage = stage.group("x", Intent::Undecided, 1).attached("a", "x");
+    assert!(stage.state.keep_serving(CLUSTER, "x", &labels()));
+    assert_eq!(stage.place(), Placement::default(), "what is attached stays until another one is served");
+    // One that was registered one by one before goes on with the labels.
+    let mut stage = stage.group("y", Intent::Undecided, 2);
+    assert!(stage.state.keep_serving(CLUSTER, "y", &labels()));
+    assert_eq!(stage.place().register, targets_of("y", &["i-1"]));
+    assert!(!stage.state.keep_serving(CLUSTER, "y", &Labels::new()), "it has been decided");
+}
+
+#[test]
 fn a_label_that_comes_or_goes_moves_that_node_only() {
     let stage = Stage::default().loner("i-1").loner("i-2").label("i-2", WEB).serve("x", 1).pick("x", WEB);
     let placement = stage.targets("x", |targets| targets.direct = set(&["i-1"])).place();

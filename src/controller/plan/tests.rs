@@ -815,20 +815,26 @@ fn a_listener_that_was_tls_before_gets_all_its_certificates_again() {
 }
 
 #[test]
-fn labels_of_nodes_are_chosen_anew_and_nothing_is_written() {
+fn labels_of_nodes_begin_and_end_with_another_target_group_and_change_in_place() {
+    let labelled = |pool: &str| ServiceSpec { node_labels: [("pool".into(), pool.into())].into(), ..web() };
     let mut world = settled(&web());
-    let group = world.of().target_groups[0].name.clone();
-    let mut edited = web();
-    edited.node_labels = [("pool".into(), "web".into())].into();
-    world.settle(Some(&edited));
-    world.assert_serves(&edited);
+    let name = |world: &World| world.of().target_groups[0].name.clone();
+    let for_all = name(&world);
+    world.settle(Some(&labelled("web")));
+    world.assert_serves(&labelled("web"));
+    // An Auto Scaling group that let go of the first one would deregister the nodes with the label too.
+    let takes_over = ["create target", "set listener", "Release target", "delete target"];
+    assert_eq!(kinds(&world.steps), takes_over);
+    let by_label = name(&world);
+    world.steps.clear();
+    world.settle(Some(&labelled("batch")));
+    world.assert_serves(&labelled("batch"));
+    assert_eq!(said(&world.steps), [format!("take nodes with pool=batch for target group {by_label}")]);
+    world.steps.clear();
     world.settle(Some(&web()));
     world.assert_serves(&web());
-    let expected = [
-        format!("take nodes with pool=web for target group {group}"),
-        format!("take every node for target group {group}"),
-    ];
-    assert_eq!(said(&world.steps), expected);
+    assert_eq!(kinds(&world.steps), takes_over);
+    assert_eq!(name(&world), for_all);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::controller::observed::{HealthCheck, Listener, Mapping, Observed, Slic
 use crate::controller::plan::{AttributesOf, Resource, Step, Wait};
 use crate::model::attribute::Attributes;
 use crate::model::id::{AsgName, InstanceId, Zone};
+use crate::model::node::Labels;
 
 /// Something that would happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,11 +159,17 @@ fn replacement(step: &Step, desired: &Desired, slice: &Slice<'_>) -> Option<(Str
                 ("protocol", old.protocol.as_str(), new.protocol.as_str()),
                 ("VPC", old.vpc.as_str(), new.vpc.as_str()),
                 ("load balancer", balancer.name.as_str(), desired.balancer.name.as_str()),
+                ("nodes", nodes_of(&old.nodes).as_str(), nodes_of(&new.nodes).as_str()),
             ]);
             Some((old.name.clone(), changes))
         }
         _ => None,
     }
+}
+
+fn nodes_of(labels: &Labels) -> String {
+    let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "all".to_owned() } else { labels.join(",") }
 }
 
 fn differing<const N: usize>(sides: [(&str, &str, &str); N]) -> Vec<Change> {

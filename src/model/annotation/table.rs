@@ -213,7 +213,7 @@ pub const TABLE: &[Row] = &[
     row(HEALTH_TIMEOUT, "2 to 120 seconds", "6", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
     row(HEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
     row(UNHEALTHY_THRESHOLD, "2 to 10", "2", "CreateTargetGroup, ModifyTargetGroup", Change::InPlace, Answer::Honoured),
-    row(TARGET_NODE_LABELS, "map of node labels, all of which a node must have", "all eligible nodes", "RegisterTargets", Change::InPlace, Answer::Honoured),
+    row(TARGET_NODE_LABELS, "map of node labels, all of which a node must have", "all eligible nodes", "RegisterTargets", Change::TargetGroup, Answer::Honoured),
     row(MULTI_CLUSTER, "`false`", "`false`", "none", Change::Nothing, Answer::Refused),
     row(SOURCE_RANGES, "list of CIDR blocks", "`0.0.0.0/0`; with dualstack also `::/0`", "AuthorizeSecurityGroupIngress", Change::InPlace, Answer::Honoured),
     row(PREFIX_LISTS, "list of prefix list ids", "", "AuthorizeSecurityGroupIngress·PrefixListIds", Change::InPlace, Answer::Honoured),
