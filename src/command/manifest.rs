@@ -23,8 +23,10 @@ use crate::model::service::CLASS;
 const ALLOCATED: &str = "<allocated at creation>";
 /// Shown in place of a hash that depends on something not known yet.
 const HASH: &str = "<hash>";
-/// Label with which a Service is kept from the admission policy (`manifests`).
+/// Label with which a Service or a namespace is kept from the admission policy (`manifests`).
 const CLASS_LABEL: (&str, &str) = ("weir.dev/class", "none");
+/// Where an object has it.
+const CLASS_LABEL_POINTER: &str = "/metadata/labels/weir.dev~1class";
 
 /// A Service of a file.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct Manifest {
     pub source: String,
     /// As written, with a namespace.
     pub service: Service,
+    /// Whether the files have its namespace, with the label that keeps its Services from the admission policy.
+    pub namespace_opts_out: bool,
 }
 
 impl Manifest {
@@ -47,20 +51,21 @@ impl Manifest {
 /// # Errors
 /// A file cannot be read or is no YAML or JSON, a Service in it is none, or one is there twice.
 pub fn read(paths: &[PathBuf], namespace: &str) -> anyhow::Result<Vec<Manifest>> {
-    let mut manifests = vec![];
+    let mut texts = vec![];
     for path in paths {
         if path.as_os_str() == "-" {
             let mut text = String::new();
             std::io::stdin().read_to_string(&mut text).context("--filename: cannot read standard input")?;
-            manifests.extend(parse(&text, "standard input", namespace)?);
+            texts.push(("standard input".to_owned(), text));
             continue;
         }
         for file in files_of(path).with_context(|| format!("--filename: cannot read {}", path.display()))? {
             let name = file.display().to_string();
             let text = fs::read_to_string(&file).with_context(|| format!("--filename: cannot read {name}"))?;
-            manifests.extend(parse(&text, &name, namespace)?);
+            texts.push((name, text));
         }
     }
+    let manifests = parse(&texts, namespace)?;
     let mut seen: BTreeMap<ServiceKey, &str> = BTreeMap::new();
     for manifest in &manifests {
         if let Some(other) = seen.insert(manifest.key(), &manifest.source) {
@@ -87,29 +92,50 @@ fn files_of(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The Services in a text of any number of YAML or JSON documents, and in Lists among them.
+/// The Services in texts, each with its source, of any number of YAML or JSON documents, and in Lists among them.
 ///
 /// # Errors
-/// The text is neither, or a Service in it is none.
-pub fn parse(text: &str, source: &str, namespace: &str) -> anyhow::Result<Vec<Manifest>> {
+/// A text is neither, or a Service in it is none.
+pub fn parse(texts: &[(String, String)], namespace: &str) -> anyhow::Result<Vec<Manifest>> {
+    let mut services = vec![];
+    let mut opted_out = BTreeSet::new();
+    for (source, text) in texts {
+        for document in documents(text, source)? {
+            let text = |pointer| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            match (text("/kind"), text("/apiVersion")) {
+                ("Service", "v1") => services.push(read_service(document, source, namespace)?),
+                ("Namespace", "v1") if text(CLASS_LABEL_POINTER) == CLASS_LABEL.1 => {
+                    opted_out.insert(text("/metadata/name").to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+    for manifest in &mut services {
+        manifest.namespace_opts_out = manifest.service.namespace().is_some_and(|name| opted_out.contains(&name));
+    }
+    Ok(services)
+}
+
+/// The documents of a text, those in Lists in their place.
+fn documents(text: &str, source: &str) -> anyhow::Result<Vec<Value>> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text)
         .map_err(|error| anyhow!("--filename: {source} is no YAML or JSON: {error}"))?;
-    let mut manifests = vec![];
+    let mut flat = vec![];
     let mut open: Vec<Value> = documents.into_iter().rev().collect();
     while let Some(mut document) = open.pop() {
-        let text = |field| document.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let (kind, version) = (text("kind"), text("apiVersion"));
+        let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
         if kind.ends_with("List")
             && let Some(Value::Array(items)) = document.get_mut("items").map(Value::take)
         {
             // Items of a ServiceList need not say what they are.
             let is_of_services = kind == "ServiceList";
             open.extend(items.into_iter().rev().map(|item| if is_of_services { as_service(item) } else { item }));
-        } else if kind == "Service" && version == "v1" {
-            manifests.push(read_service(document, source, namespace)?);
+        } else {
+            flat.push(document);
         }
     }
-    Ok(manifests)
+    Ok(flat)
 }
 
 fn as_service(mut item: Value) -> Value {
@@ -128,7 +154,7 @@ fn read_service(document: Value, source: &str, namespace: &str) -> anyhow::Resul
     let mut service: Service = serde_json::from_value(document)
         .with_context(|| format!("--filename: {source}: Service {name} is not as the API server takes it"))?;
     service.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
-    Ok(Manifest { source: source.to_owned(), service })
+    Ok(Manifest { source: source.to_owned(), service, namespace_opts_out: false })
 }
 
 /// A Service as the API server would have it.
@@ -200,7 +226,7 @@ pub fn admit(manifest: &Manifest, admission: &Admission<'_>) -> Admitted {
     let before = existing.and_then(|existing| existing.spec.as_ref());
     let labels = service.metadata.labels.as_ref();
     let opts_out = labels.is_some_and(|labels| labels.get(CLASS_LABEL.0).is_some_and(|value| value == CLASS_LABEL.1));
-    let sets_class = admission.sets_class && !opts_out;
+    let sets_class = admission.sets_class && !opts_out && !manifest.namespace_opts_out;
     admit_class(spec, before, sets_class, &mut assumed);
     if spec.ip_families.is_none() {
         let families = before.and_then(|before| before.ip_families.clone());
@@ -357,7 +383,12 @@ metadata: {name: order}
 
     fn one(spec: Value) -> Manifest {
         let service = json!({"metadata": {"name": "order", "namespace": "shop"}, "spec": spec});
-        Manifest { source: "file".into(), service: serde_json::from_value(service).unwrap() }
+        let service = serde_json::from_value(service).unwrap();
+        Manifest { source: "file".into(), service, namespace_opts_out: false }
+    }
+
+    fn parsed(text: &str) -> anyhow::Result<Vec<Manifest>> {
+        parse(&[("file".to_owned(), text.to_owned())], "ns")
     }
 
     fn admitted(manifest: &Manifest, existing: Option<&Service>) -> Admitted {
@@ -371,12 +402,11 @@ metadata: {name: order}
 
     #[test]
     fn services_are_found_among_other_documents_and_in_lists() {
-        let keys: Vec<_> =
-            parse(TWO, "file", "ns").unwrap().iter().map(|manifest| manifest.key().to_string()).collect();
+        let keys: Vec<_> = parsed(TWO).unwrap().iter().map(|manifest| manifest.key().to_string()).collect();
         assert_eq!(keys, ["shop/order", "ns/cart"]);
         let list = json!({"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "a"}}]});
-        assert_eq!(parse(&list.to_string(), "file", "ns").unwrap()[0].key().to_string(), "ns/a");
-        assert!(parse("", "file", "ns").unwrap().is_empty());
+        assert_eq!(parsed(&list.to_string()).unwrap()[0].key().to_string(), "ns/a");
+        assert!(parsed("").unwrap().is_empty());
     }
 
     #[test]
@@ -393,14 +423,32 @@ metadata: {name: order}
                 "Service order is not as the API server takes it",
             ),
         ] {
-            let error = parse(text, "file", "ns").unwrap_err().to_string();
+            let error = parsed(text).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }
 
     #[test]
+    fn a_label_of_the_namespace_in_the_files_keeps_the_policy_away() {
+        let namespace = |class: &str| {
+            let labels = json!({"weir.dev/class": class});
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "labels": labels}}).to_string()
+        };
+        let class = |namespace: String| {
+            let texts = [("a".to_owned(), TWO.to_owned()), ("b".to_owned(), namespace)];
+            let [order, cart] = &parse(&texts, "ns").unwrap()[..] else { panic!() };
+            let classes =
+                [order, cart].map(|manifest| admitted(manifest, None).service.spec.unwrap().load_balancer_class);
+            assert_eq!(cart.key().to_string(), "ns/cart");
+            classes[0].clone()
+        };
+        assert_eq!(class(namespace("none")), None);
+        assert_eq!(class(namespace("other")).as_deref(), Some(CLASS));
+    }
+
+    #[test]
     fn a_new_service_gets_what_is_shown_as_not_known_yet() {
-        let manifest = parse(TWO, "file", "ns").unwrap().remove(0);
+        let manifest = parsed(TWO).unwrap().remove(0);
         let admitted = admitted(&manifest, None);
         let spec = admitted.service.spec.as_ref().unwrap();
         assert_eq!(spec.load_balancer_class.as_deref(), Some(CLASS));

@@ -61,7 +61,7 @@ fn settled(services: &[Value]) -> Snapshot {
 }
 
 fn report(snapshot: &Snapshot, files: &str) -> Report {
-    let manifests = manifest::parse(files, "a.yaml", "shop").unwrap();
+    let manifests = manifest::parse(&[("a.yaml".to_owned(), files.to_owned())], "shop").unwrap();
     let scope = if files.is_empty() { Scope::All } else { Scope::Files(manifests.iter().map(Manifest::key).collect()) };
     let cast = cast(snapshot, &manifests, Timestamp::UNIX_EPOCH);
     Report::of(snapshot, &cast, &rehearse_all(snapshot, &cast), &scope)
