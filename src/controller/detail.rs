@@ -17,10 +17,15 @@ use crate::model::ownership::{Role, Tags, service_tags, tag_changes};
 use crate::model::service::{Protocol, ServiceSpec};
 use crate::telemetry::chain;
 
-/// A walk over all details takes so many drift intervals: an hour at five minutes.
-const INTERVALS: u32 = 12;
-/// In each of them, so many turns.
-const TURNS: u32 = 5;
+/// A walk over all details takes so many drift intervals, or more: an hour at five minutes.
+const INTERVALS: usize = 12;
+/// Turns of the walk in each of them.
+const TURNS: u32 = 3;
+/// A turn reads no more than so many details, or one for so many load balancers and target groups where that is more.
+/// At 100 Services of one port that makes nine an interval, forty with those of the drift check; and what there is to
+/// read of them, three details a Service, has been read after 34 intervals: three hours.
+const READS: usize = 3;
+const RESOURCES_PER_READ: usize = 72;
 
 /// One thing to read, and where it belongs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -237,6 +242,12 @@ fn all(account: &Account) -> BTreeSet<Detail> {
     of_balancers.chain(state.observed.target_groups.values().map(Detail::of_target_group)).collect()
 }
 
+/// How many of all details a turn reads, where there are so many load balancers and target groups.
+fn share(details: usize, resources: usize) -> usize {
+    let most = READS.max(resources.div_ceil(RESOURCES_PER_READ));
+    most.min(details.div_ceil(INTERVALS * TURNS as usize))
+}
+
 /// Reads all details again and again, a few at a time, and has their owners looked at.
 pub async fn walk(account: Arc<Account>, drift_interval: Duration) {
     let mut stands = None;
@@ -245,13 +256,29 @@ pub async fn walk(account: Arc<Account>, drift_interval: Duration) {
         if account.fence().is_err() {
             continue;
         }
+        let resources = {
+            let observed = &account.state().observed;
+            observed.balancers.len() + observed.target_groups.len()
+        };
         let all = all(&account);
-        let share = all.len().div_ceil((INTERVALS * TURNS) as usize);
-        let turn = next(&all, &mut stands, share);
+        let turn = next(&all, &mut stands, share(all.len(), resources));
         for error in read(&account, &turn).await {
             tracing::warn!(error = %chain(&error), "cannot read attributes or certificates");
         }
         let owners: BTreeSet<_> = turn.iter().filter_map(|detail| detail.tags(&account)).collect();
         account.wake_owners(&owners.into_iter().collect::<Vec<_>>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_services_cost_nine_reads_an_interval_and_none_costs_nothing() {
+        let an_interval = |services: usize| TURNS as usize * share(3 * services, 2 * services);
+        assert_eq!([0, 1, 20, 36, 100, 1000].map(an_interval), [0, 3, 6, 9, 9, 84]);
+        // A new process has more to read, and is in no greater hurry.
+        assert_eq!(TURNS as usize * share(500, 200), 9);
     }
 }
