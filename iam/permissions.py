@@ -205,7 +205,7 @@ PERMISSIONS = (
     elb("ModifyLoadBalancerAttributes", "attributes that a Service asks for", CHANGE_OWN),
     elb("ModifyTargetGroupAttributes", "attributes that a Service asks for", CHANGE_OWN),
     elb("ModifyListenerAttributes", "attributes that a Service asks for", CHANGE_OWN),
-    elb("AddListenerCertificates", "certificates beside the default one", CHANGE_OWN),
+    elb("AddListenerCertificates", "certificates of a listener that has several", CHANGE_OWN),
     elb("RemoveListenerCertificates", "certificates that a Service no longer names", CHANGE_OWN),
     elb("ModifyTargetGroup", "the health check, as after a change of externalTrafficPolicy", CHANGE_OWN),
     elb("ModifyListener", "to point a listener to another target group", CHANGE_OWN, HAND_MADE),
