@@ -123,6 +123,24 @@ def test_what_is_right_is_let_through(control_plane, judged):
     assert refusal(control_plane, judged, plain) == "", "no load balancer"
 
 
+def test_a_service_or_a_namespace_keeps_its_own_provider(control_plane, judged):
+    """D1: by the label weir.dev/class: none, whose absence gives a Service without a class weir's."""
+    kube, namespace = control_plane.kube, "/api/v1/namespaces/" + judged.split("/")[4]
+
+    def given(label: str | None = None) -> str | None:
+        bare = service("order", {})
+        del bare["spec"]["loadBalancerClass"]
+        bare["metadata"]["labels"] = {"weir.dev/class": label} if label else {}
+        return kube.create(judged, bare, dryRun="All")["spec"].get("loadBalancerClass")
+
+    assert given() == given("some") == LOAD_BALANCER_CLASS
+    assert given("none") is None
+    kube.patch(namespace, {"metadata": {"labels": {"weir.dev/class": "none"}}})
+    kube.wait(lambda: given() is None, 15, "opting out")
+    kube.patch(namespace, {"metadata": {"labels": {"weir.dev/class": None}}})
+    kube.wait(lambda: given() == LOAD_BALANCER_CLASS, 15, "the class to be given again")
+
+
 def test_a_service_that_is_there_can_be_edited_in_other_ways_and_deleted(control_plane, judged):
     """Nothing may be stuck for an annotation that was let through before the policy was there."""
     kube = control_plane.kube

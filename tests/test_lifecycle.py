@@ -234,6 +234,26 @@ def test_a_bare_kubectl_expose_gets_the_class_and_a_load_balancer(cluster, accou
     cluster.wait_hostname("order")
 
 
+def test_a_service_without_a_class_is_served_where_weir_claims_it(cluster, account, weir):
+    """D1: without the policy, which an API server before 1.36 does not know, --claim-classless stands in for it."""
+    without = {"labels": {"weir.dev/class": "none"}, "loadBalancerClass": None}
+    cluster.expose("order", **without)
+    first = weir(CALM)
+    cluster.expose("ours")
+    cluster.wait_hostname("ours")
+    assert not cluster.service("order")["metadata"].get("finalizers") and cluster.events("order") == []
+    first.stop()
+    weir(CALM, "--claim-classless")
+    cluster.expose("theirs", loadBalancerClass="example.com/other")
+    cluster.wait_hostname("order")
+    assert "loadBalancerClass" not in cluster.service("order")["spec"]
+    assert not cluster.service("theirs")["metadata"].get("finalizers")
+    for name in ("order", "ours"):
+        cluster.delete(name)
+        cluster.wait_gone(name)
+    wait_nothing_left(account)
+
+
 def test_a_node_port_service_becomes_a_load_balancer_and_a_cluster_ip(cluster, account, weir, installed):
     """D1, R5: the class is set on the edit, and all goes when the type does."""
     weir(CALM)
