@@ -302,11 +302,16 @@ def test_a_foreign_class_is_left_alone(cluster, account, weir):
 
 
 def test_d7_nothing_is_written_when_nothing_changed(cluster, account, weir):
-    """D7, R57: a touched Service, drift checks and a restart make no write and no Event."""
+    """D7, R57: a touched Service, drift checks and a restart make no write and no Event. Names of ports and what only
+    nodes look at are nothing to AWS."""
     first = weir("--drift-interval=1s")
     serve(cluster, account)
     mark, events = account.mark(), cluster.events("order")
     cluster.patch("order", {"metadata": {"labels": {"touched": "yes"}}})
+    [port] = cluster.service("order")["spec"]["ports"]
+    renamed = port | {"name": "renamed", "targetPort": 9090, "appProtocol": "http"}
+    elsewhere = {"internalTrafficPolicy": "Local", "publishNotReadyAddresses": True, "externalIPs": ["192.0.2.7"]}
+    cluster.patch("order", {"spec": {"ports": [renamed], "selector": {"app": "other"}, **elsewhere}})
     wait_drift_checks(account, 2)
     assert first.stop() == 0
     weir("--drift-interval=1s")

@@ -725,6 +725,13 @@ fn odd_ports() {
     assert!(text.contains("spec.ports[0].protocol: \"SCTP\"") && text.contains("spec.ports[1].port: \"0\""), "{text}");
     let twice = json!({"ports": [{"port": 1, "nodePort": 30001}, {"port": 1, "nodePort": 30002}]});
     assert!(sentence(twice, &[]).contains("is given twice"));
+    let ports =
+        |count: u16| (1..=count).map(|port| json!({"port": port, "nodePort": 30000 + port})).collect::<Vec<_>>();
+    assert!(parse(&service(json!({"ports": ports(50)}), &[])).is_ok());
+    assert_eq!(
+        sentence(json!({"ports": ports(51)}), &[]),
+        "spec.ports: \"51\" are more ports than a Network Load Balancer has listeners; expected at most 50"
+    );
 }
 
 #[test]
