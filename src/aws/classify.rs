@@ -237,7 +237,9 @@ fn classify(code: &str, message: &str, status: u16) -> Class {
     match code {
         "LoadBalancerNotFound" | "TargetGroupNotFound" | "ListenerNotFound" | "RuleNotFound" => Class::Missing,
         "InvalidGroup.NotFound" | "InvalidGroupId.NotFound" | "InvalidPermission.NotFound" => Class::Missing,
-        "InvalidSecurityGroup" | "SubnetNotFound" | "InvalidSubnetID.NotFound" => Class::Invalid,
+        // ELB learns of a new security group a moment after EC2 has made it.
+        "InvalidSecurityGroup" => Class::Missing,
+        "SubnetNotFound" | "InvalidSubnetID.NotFound" => Class::Invalid,
         "DuplicateLoadBalancerName" | "DuplicateTargetGroupName" | "DuplicateListener" => Class::Exists,
         "InvalidGroup.Duplicate" | "InvalidPermission.Duplicate" => Class::Exists,
         "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" => Class::Denied,
@@ -275,6 +277,7 @@ mod tests {
     fn codes() {
         for (code, status, class) in [
             ("LoadBalancerNotFound", 400, Class::Missing),
+            ("InvalidSecurityGroup", 400, Class::Missing),
             ("InvalidGroup.Duplicate", 400, Class::Exists),
             ("Throttling", 400, Class::Throttled),
             ("UnauthorizedOperation", 403, Class::Denied),
