@@ -4,6 +4,7 @@
 //! existing manifest can be brought along. A key that is in nobody's table is most often a typing mistake, and one that
 //! weir knows but does not honour must not be dropped silently: both come back as a warning.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -18,6 +19,8 @@ pub use table::*;
 
 /// What every key that means a load balancer begins with.
 const BALANCER_PREFIX: &str = "service.beta.kubernetes.io/aws-load-balancer-";
+/// Bytes that a sentence shows of a value: an Event holds 1,024, and what would be right stands last.
+const SHOWN: usize = 240;
 
 /// One thing wrong with a Service, as the sentence its owner reads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,8 +49,19 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?} {}; expected {}", self.field, self.value, self.wrong, self.expected)
+        let (value, wrong) = (abridged(&self.value), abridged(&self.wrong));
+        write!(f, "{}: {value:?} {wrong}; expected {}", self.field, self.expected)
     }
+}
+
+/// A text with its middle left out where it is long.
+fn abridged(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN {
+        return text.into();
+    }
+    let head = text.floor_char_boundary(SHOWN * 2 / 3);
+    let tail = text.ceil_char_boundary(text.len() - SHOWN / 3);
+    format!("{} … {}", &text[..head], &text[tail..]).into()
 }
 
 /// A Service's annotations.
@@ -231,6 +245,19 @@ mod tests {
             let sentence = map(bad).unwrap_err();
             assert!(sentence.starts_with(&format!("{RESOURCE_TAGS}: {bad:?} ")), "{sentence}");
             assert!(sentence.contains("; expected key=value"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_and_what_would_be_right_is_said_of_the_longest_value_too() {
+        for (value, wrong) in [
+            (format!("a={},b", "ä€😀".repeat(20_000)), r#"has the part "b" without "=""#),
+            (format!("{}=1,=1", "\u{202e}".repeat(9_000)), r#"has the part "=1" without a key"#),
+            (format!("{0}=1,{0}=2", "k".repeat(9_000)), r#"kkk" twice"#),
+        ] {
+            let sentence = map(&value).unwrap_err();
+            assert!(sentence.len() <= 1024 && sentence.contains(wrong), "{sentence}");
+            assert!(sentence.ends_with(r"with \, for a comma inside a value"), "{sentence}");
         }
     }
 
