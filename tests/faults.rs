@@ -13,6 +13,7 @@ use aws_config::timeout::TimeoutConfig;
 use aws_sdk_elasticloadbalancingv2::config::{
     AsyncSleep, Credentials, SharedAsyncSleep, SharedCredentialsProvider, Sleep, StalledStreamProtectionConfig,
 };
+use serde_json::json;
 use tokio::sync::watch;
 use weir::aws::Aws;
 use weir::aws::classify::{AwsError, Class};
@@ -29,7 +30,7 @@ use weir::model::family::Family;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
 use weir::model::name::{self, TargetGroupTraits};
 use weir::model::ownership::{Owner, Role, Tags, service_tags, with_cluster_uid};
-use weir::model::service::{AddressType, Protocol, Scheme};
+use weir::model::service::{AddressType, Protocol, Scheme, parse};
 use wiremock::matchers::any;
 use wiremock::{Match, Mock, MockServer, Request, Respond, ResponseTemplate};
 
@@ -623,6 +624,33 @@ async fn the_name_of_a_target_group_proves_nothing_without_tags() {
     world.fake.cloud().target_groups.insert(target_group().name, stranger);
     world.check(&mut Rotation::default()).await;
     assert!(!world.knows_target_group());
+}
+
+#[tokio::test]
+async fn a_load_balancer_whose_tags_do_not_show_for_a_while_is_known_as_soon_as_they_do() {
+    let world = World::new().await;
+    let mut rotation = Rotation::default();
+    let generated = name::balancer(CLUSTER, &owner().service, "u-1", "internal");
+    for (name, id) in [(generated.as_str(), "arn:lb/1"), ("chosen", "arn:lb/2"), ("theirs", "arn:lb/3")] {
+        world.fake.cloud().balancers.insert(name.into(), Resource { id: id.into(), tags: Tags::new() });
+    }
+    world.check(&mut rotation).await;
+    let service = json!({
+        "metadata": {
+            "namespace": "shop", "name": "order", "uid": "u-1",
+            "annotations": {"service.beta.kubernetes.io/aws-load-balancer-name": "chosen"},
+        },
+        "spec": {"ports": [{"port": 80, "nodePort": 30080}]},
+    });
+    let spec = parse(&serde_json::from_value(service).unwrap()).unwrap();
+    world.account.state().decide(&spec, &world.account.policy).unwrap_err();
+    for balancer in world.fake.cloud().balancers.values_mut() {
+        balancer.tags = tags_of(Role::Balancer);
+    }
+    world.check(&mut rotation).await;
+    let state = world.account.state();
+    assert_eq!(state.observed.balancers.keys().collect::<Vec<_>>(), ["chosen", &generated]);
+    assert!(state.observed.foreign_balancers.contains_key("theirs"), "nobody asks for it, so nobody asked again");
 }
 
 #[tokio::test]

@@ -249,6 +249,11 @@ impl State {
             let unknown = "the cluster's network has not been read yet";
             return Err(Refusal::Network(self.network_problem.clone().unwrap_or_else(|| unknown.into())));
         };
+        // A load balancer that hinders a Service by its name is asked about at the next check: it may have been made for
+        // this very Service, by a process that ended, and its tags not have shown yet.
+        if let Some(arn) = spec.name.as_ref().and_then(|name| self.observed.foreign_balancers.get(name)) {
+            self.foreign.remove(arn);
+        }
         let desired = desired(spec, facts, policy, &self.observed)?;
         for (port, group) in &desired.target_groups {
             let seniority = (spec.created, spec.owner.service.to_string(), *port);
@@ -576,6 +581,14 @@ impl State {
         let (first, longest) = UNFIT_DELAYS;
         entry.until = now + longest.min(first * 2u32.saturating_pow(entry.failures - 1));
         entry.words = words;
+    }
+
+    /// Takes note of a load balancer without our tags. Under a name of ours it may be one whose tags do not show yet: it
+    /// is asked about at every check.
+    pub fn note_foreign(&mut self, balancer: &Balancer, prefix: &str, now: Instant) {
+        if !balancer.name.starts_with(prefix) {
+            self.foreign.insert(balancer.arn.clone(), now);
+        }
     }
 
     /// Whether the tags of this load balancer were read a while ago and are not ours.

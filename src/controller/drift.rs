@@ -174,7 +174,7 @@ async fn read(account: &Account, rotation: &mut Rotation) -> Result<Observed, Aw
             balancer.tags = tags;
             ours.push(balancer);
         } else {
-            account.state().foreign.insert(balancer.arn.clone(), now);
+            account.state().note_foreign(&balancer, &prefix, now);
             fresh.foreign_balancers.insert(balancer.name, balancer.arn);
         }
     }
