@@ -341,6 +341,18 @@ def test_a_target_group_that_vanished_does_not_hold_up_the_batch(cluster, accoun
     assert None not in [target_group for *_, target_group in view(account)["listeners"]]
 
 
+def test_target_groups_that_auto_scaling_does_not_know_yet_are_attached_a_moment_later(cluster, account, weir):
+    """They are there: none is made again, and nobody is said to have undone anything."""
+    unknown = "One or more of the target groups may not be valid"
+    account.faults({"operation": ATTACH, "code": "ValidationError", "message": unknown, "count": 4})
+    weir("--drift-interval=10m")
+    names = expose_many(cluster, 2)
+    until_equal(lambda: sorted(attached(account).values()), ["Added"] * 2)
+    until_equal(lambda: [registered(account, arn) for arn in attached(account)], [set(account.names["instances"])] * 2)
+    assert len(calls_of(account, "CreateTargetGroup")) == 2
+    assert {reason for name in names for reason in reasons(cluster, name)} <= {"Waiting", "LoadBalancerReady"}
+
+
 def test_a_foreign_target_group_stays(cluster, account, weir):
     """R15: through create, drift check and delete; and tags of nothing are never asked for."""
     theirs = foreign_groups(account, 1)

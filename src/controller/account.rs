@@ -284,6 +284,11 @@ impl State {
         self.written.get(name).is_some_and(|write| *write > since)
     }
 
+    /// Takes note of a name that a call did not find. If the next reading misses it as well, it is gone.
+    pub fn note_missed(&mut self, name: String) {
+        self.missed.insert(name);
+    }
+
     /// The number of the last write, to tell a reading that began before a write from one that began after it.
     pub const fn now(&self) -> u64 {
         self.clock

@@ -216,8 +216,10 @@ async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement,
     for arn in placement.read.iter().filter(|arn| backoff.is_due(arn.as_str(), now)).cloned().collect::<Vec<_>>() {
         match account.aws.describe_targets(&arn).await {
             Ok(listed) => account.state().record_targets(&account.policy.cluster, &arn, &listed, false),
-            Err(error) if error.class == Class::Missing => lost(account, &arn),
             Err(error) => {
+                if error.class == Class::Missing {
+                    lost(account, &arn);
+                }
                 fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
             }
         }
@@ -241,16 +243,14 @@ pub async fn learn_membership(account: &Account, instances: &[InstanceId]) -> Re
     Ok(())
 }
 
-/// A target group that is in the view and not in AWS: its Service makes it again.
+/// A target group that a call did not find: it is gone, or was made a moment ago. The reading that follows tells, and
+/// where it is gone its Service makes it again.
 fn lost(account: &Account, arn: &TargetGroupArn) {
     let mut state = account.state();
-    let Some(group) = state.observed.target_group(arn) else { return };
-    let (name, tags) = (group.name.clone(), group.tags.clone());
-    state.observed.target_groups.remove(&name);
-    state.touch(name);
+    let Some(name) = state.observed.target_group(arn).map(|group| group.name.clone()) else { return };
+    state.note_missed(name);
     drop(state);
     account.recheck.notify_one();
-    account.wake_owner_of(&tags);
 }
 
 /// Where a quota is used up, some give up targets before others take them.
@@ -295,8 +295,10 @@ async fn register(account: &Account, reporter: &Reporter, placement: &Placement,
                     }
                 }
             }
-            Err(error) if error.class == Class::Missing => lost(account, arn),
             Err(error) => {
+                if error.class == Class::Missing {
+                    lost(account, arn);
+                }
                 fail(account, reporter, backoff, arn.as_str(), &BTreeSet::from([arn.clone()]), &error, now).await;
             }
         }
@@ -428,16 +430,19 @@ async fn attach(
         Ok(()) => Ok(None),
         // One that vanished fails the whole batch (KIA#254): find it, and attach the others.
         Err(error) if error.message.contains("may not be valid") && batch.len() > 1 => {
+            let mut failed = None;
             for arn in batch {
-                Box::pin(attach(account, asg, std::slice::from_ref(arn), longest)).await?;
+                failed = Box::pin(attach(account, asg, std::slice::from_ref(arn), longest)).await?.or(failed);
             }
-            Ok(None)
+            Ok(failed)
         }
+        // Or Auto Scaling has not learnt yet that ELB made it.
         Err(error) if error.message.contains("may not be valid") => {
             for arn in batch {
                 lost(account, arn);
             }
-            Ok(None)
+            let error = AwsError { class: Class::Missing, ..error };
+            Ok(Some(Turn::Failed(batch.iter().cloned().collect(), error)))
         }
         Err(error) if error.code.starts_with("InstanceRefreshInProgress") => {
             refuse(account, asg, &error, REFUSAL_LIFETIME);
