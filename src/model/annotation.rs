@@ -74,10 +74,18 @@ impl<'a> Annotations<'a> {
         self.0.get(key).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
-    /// A list: split at commas, trimmed, empty parts dropped.
-    pub fn list(self, key: &str) -> Vec<&'a str> {
-        let parts = self.text(key).unwrap_or_default().split(',');
-        parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    /// A list: split at commas, trimmed, empty parts dropped. `what` is a thing that it names, `expected` what would be
+    /// right.
+    ///
+    /// # Errors
+    /// The sentence about a text that names nothing: its owner meant something by it, and not the default.
+    pub fn list(self, key: &str, what: &str, expected: impl Into<String>) -> Result<Vec<&'a str>, Problem> {
+        let Some(text) = self.text(key) else { return Ok(vec![]) };
+        let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() {
+            return Err(Problem::new(key, text, format!("names no {what}"), expected));
+        }
+        Ok(parts)
     }
 
     /// A truth value, in the spellings of Go's `ParseBool`.
@@ -264,7 +272,18 @@ mod tests {
     #[test]
     fn lists_drop_blanks_and_empty_parts() {
         let annotations = with(SUBNETS, " a, b ,,c,");
-        assert_eq!(Annotations(&annotations).list(SUBNETS), ["a", "b", "c"]);
+        assert_eq!(Annotations(&annotations).list(SUBNETS, "subnet", "ids").unwrap(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_list_that_names_nothing_is_not_an_empty_one() {
+        for nothing in ["", "  "] {
+            assert_eq!(Annotations(&with(SUBNETS, nothing)).list(SUBNETS, "subnet", "ids"), Ok(vec![]));
+        }
+        for nothing in [",", " , ,"] {
+            let problem = Problem::new(SUBNETS, nothing.trim(), "names no subnet", "ids");
+            assert_eq!(Annotations(&with(SUBNETS, nothing)).list(SUBNETS, "subnet", "ids"), Err(problem));
+        }
     }
 
     #[test]

@@ -83,8 +83,10 @@ pub(super) fn parse_source_ranges(
     access: &AccessSpec,
     problems: &mut Vec<Problem>,
 ) -> BTreeSet<IpNet> {
+    const EXPECTED: &str = "CIDR blocks such as 192.0.2.0/24";
     let (field, texts) = if in_spec.is_empty() {
-        (annotation::SOURCE_RANGES, annotations.list(annotation::SOURCE_RANGES))
+        let listed = annotations.list(annotation::SOURCE_RANGES, "address range", EXPECTED);
+        (annotation::SOURCE_RANGES, kept(listed, problems))
     } else {
         ("spec.loadBalancerSourceRanges", in_spec.iter().map(|text| text.trim()).collect())
     };
@@ -102,7 +104,7 @@ pub(super) fn parse_source_ranges(
                 ));
             }
             Err(_) => {
-                problems.push(Problem::new(field, text, "is no address range", "CIDR blocks such as 192.0.2.0/24"));
+                problems.push(Problem::new(field, text, "is no address range", EXPECTED));
             }
         }
     }
@@ -127,12 +129,10 @@ fn is_id(text: &str, kind: &str) -> bool {
 
 fn parse_prefix_lists(annotations: Annotations<'_>) -> Result<Vec<String>, Problem> {
     let key = annotation::PREFIX_LISTS;
-    let list = annotations.list(key);
+    let expected = "ids of prefix lists such as pl-0123abcd";
+    let list = annotations.list(key, "prefix list", expected)?;
     let text = annotations.text(key).unwrap_or_default();
-    let wrong = |what: String| Problem::new(key, text, what, "ids of prefix lists such as pl-0123abcd");
-    if list.is_empty() && !text.is_empty() {
-        return Err(wrong("names no prefix list".into()));
-    }
+    let wrong = |what: String| Problem::new(key, text, what, expected);
     if let Some(bad) = list.iter().find(|part| !is_id(part, "pl-")) {
         return Err(wrong(format!("has {bad:?}, which is no id of a prefix list")));
     }
@@ -142,13 +142,10 @@ fn parse_prefix_lists(annotations: Annotations<'_>) -> Result<Vec<String>, Probl
 
 fn parse_groups(annotations: Annotations<'_>) -> Result<Vec<String>, Problem> {
     let key = annotation::SECURITY_GROUPS;
-    let list = annotations.list(key);
-    let text = annotations.text(key).unwrap_or_default();
     let expected = format!("up to {GROUP_LIMIT} ids of security groups or values of their Name tags, each once");
+    let list = annotations.list(key, "security group", &expected)?;
+    let text = annotations.text(key).unwrap_or_default();
     let wrong = |what: String| Err(Problem::new(key, text, what, expected.clone()));
-    if list.is_empty() && !text.is_empty() {
-        return wrong("names no security group".into());
-    }
     for (index, part) in list.iter().enumerate() {
         if part.starts_with("sg-") && !is_id(part, "sg-") {
             return wrong(format!("has {part:?}, which is no id of a security group"));

@@ -156,27 +156,26 @@ fn list_of<T: PartialEq>(
 ) -> Result<Vec<T>, Problem> {
     let text = annotations.text(key).unwrap_or_default();
     let article = if what.starts_with(['a', 'I']) { "an" } else { "a" };
-    let wrong = |wrong: String| Problem::new(key, text, wrong, format!("{article} {what} for each subnet, each once"));
+    let expected = format!("{article} {what} for each subnet, each once");
+    let wrong = |wrong: String| Problem::new(key, text, wrong, expected.clone());
     let mut read_so_far = vec![];
-    for part in annotations.list(key) {
+    for part in annotations.list(key, what, expected.clone())? {
         let one = read(part).ok_or_else(|| wrong(format!("has {part:?}, which is no {what}")))?;
         if read_so_far.contains(&one) {
             return Err(wrong(format!("has {part:?} twice")));
         }
         read_so_far.push(one);
     }
-    if read_so_far.is_empty() && !text.is_empty() {
-        return Err(wrong(format!("has no {what}")));
-    }
     Ok(read_so_far)
 }
 
 fn parse_source_nat_prefixes(annotations: Annotations<'_>) -> Result<Vec<SourceNatPrefix>, Problem> {
     let key = annotation::SOURCE_NAT_PREFIXES;
+    let expected = "auto_assigned or an IPv6 prefix such as 2001:db8::/80 for each subnet";
     let wrong = |part: &str| {
         let text = annotations.text(key).unwrap_or_default();
         let wrong = format!("has {part:?}, which is no IPv6 prefix of length {SOURCE_NAT_PREFIX_LENGTH}");
-        Problem::new(key, text, wrong, "auto_assigned or an IPv6 prefix such as 2001:db8::/80 for each subnet")
+        Problem::new(key, text, wrong, expected)
     };
     let read = |part: &&str| match *part {
         "auto_assigned" => Ok(SourceNatPrefix::Auto),
@@ -185,5 +184,5 @@ fn parse_source_nat_prefixes(annotations: Annotations<'_>) -> Result<Vec<SourceN
             prefix.map(|net| SourceNatPrefix::Chosen(net.trunc())).ok_or_else(|| wrong(other))
         }
     };
-    annotations.list(key).iter().map(read).collect()
+    annotations.list(key, "IPv6 prefix", expected)?.iter().map(read).collect()
 }

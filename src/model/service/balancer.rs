@@ -52,13 +52,10 @@ pub(super) fn parse_name(annotations: Annotations<'_>) -> Result<Option<String>,
 }
 
 pub(super) fn parse_subnets(annotations: Annotations<'_>) -> Result<Vec<String>, Problem> {
-    let list = annotations.list(annotation::SUBNETS);
-    let text = annotations.text(annotation::SUBNETS).unwrap_or_default();
     let expected = "subnet ids or values of their Name tags, each once, separated by commas";
+    let list = annotations.list(annotation::SUBNETS, "subnet", expected)?;
+    let text = annotations.text(annotation::SUBNETS).unwrap_or_default();
     let wrong = |what: String| Err(Problem::new(annotation::SUBNETS, text, what, expected));
-    if list.is_empty() && !text.is_empty() {
-        return wrong("names no subnet".into());
-    }
     let mut seen = BTreeSet::new();
     for part in &list {
         let id = part.strip_prefix("subnet-");

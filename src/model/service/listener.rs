@@ -130,13 +130,10 @@ pub(super) fn parse_tls(
 
 fn parse_certificates(annotations: Annotations<'_>) -> Result<Vec<String>, Problem> {
     let key = annotation::SSL_CERT;
-    let list = annotations.list(key);
-    let text = annotations.text(key).unwrap_or_default();
     let expected = "ARNs of ACM or IAM server certificates, each once, separated by commas";
+    let list = annotations.list(key, "certificate", expected)?;
+    let text = annotations.text(key).unwrap_or_default();
     let wrong = |what: String| Err(Problem::new(key, text, what, expected));
-    if list.is_empty() && !text.is_empty() {
-        return wrong("names no certificate".into());
-    }
     for (index, arn) in list.iter().enumerate() {
         let parts: Vec<_> = arn.splitn(6, ':').collect();
         let is_arn = matches!(parts[..], ["arn", partition, "acm" | "iam", _, _, resource]
@@ -188,8 +185,10 @@ fn tls_ports(
     if text.is_empty() || text == "*" {
         return tcp.map(|port| port.port).collect();
     }
+    let known = names.keys().cloned().chain(ports.keys().map(ToString::to_string)).collect::<Vec<_>>();
+    let expected = format!("*, or some of {}", known.join(", "));
     let mut chosen = BTreeSet::new();
-    for part in annotations.list(key) {
+    for part in kept(annotations.list(key, "port", &expected), problems) {
         let number = part.parse().ok().or_else(|| names.get(part).map(|port| port.port));
         match number.and_then(|number| ports.get(&number)) {
             Some(port) if port.protocol == Protocol::Tcp => drop(chosen.insert(port.port)),
@@ -197,11 +196,7 @@ fn tls_ports(
                 let wrong = format!("names {part:?}, whose protocol is {}", port.protocol.as_str());
                 problems.push(Problem::new(key, text, wrong, "TCP ports"));
             }
-            None => {
-                let known = names.keys().cloned().chain(ports.keys().map(ToString::to_string)).collect::<Vec<_>>();
-                let expected = format!("*, or some of {}", known.join(", "));
-                problems.push(no_such_port(key, part, annotations, &expected));
-            }
+            None => problems.push(no_such_port(key, part, annotations, &expected)),
         }
     }
     chosen

@@ -99,16 +99,12 @@ fn proxy_protocol(annotations: Annotations<'_>, ports: &mut BTreeMap<u16, Port>,
         problems.push(Problem::new(annotation::PROXY_PROTOCOL_PORTS, text, wrong, "one of the two"));
         return;
     }
+    let (key, expected) = (annotation::PROXY_PROTOCOL_PORTS, "numbers of ports of the Service");
     let mut chosen = BTreeSet::new();
-    for part in annotations.list(annotation::PROXY_PROTOCOL_PORTS) {
+    for part in kept(annotations.list(key, "port", expected), problems) {
         match part.parse().ok().filter(|number| ports.contains_key(number)) {
             Some(number) => drop(chosen.insert(number)),
-            None => problems.push(no_such_port(
-                annotation::PROXY_PROTOCOL_PORTS,
-                part,
-                annotations,
-                "numbers of ports of the Service",
-            )),
+            None => problems.push(no_such_port(key, part, annotations, expected)),
         }
     }
     for (number, port) in ports {

@@ -364,6 +364,32 @@ fn names() {
 }
 
 #[test]
+fn no_list_that_names_nothing_is_taken_for_none() {
+    let beside = [
+        (annotation::IP_ADDRESS_TYPE, "dualstack"),
+        (annotation::SOURCE_NAT, "on"),
+        (annotation::SSL_CERT, "arn:aws:acm:us-east-1:1:certificate/a"),
+    ];
+    for (key, what) in [
+        (annotation::SUBNETS, "subnet"),
+        (annotation::EIP_ALLOCATIONS, "allocation id"),
+        (annotation::PRIVATE_IPV4_ADDRESSES, "IPv4 address"),
+        (annotation::IPV6_ADDRESSES, "IPv6 address"),
+        (annotation::SOURCE_NAT_PREFIXES, "IPv6 prefix"),
+        (annotation::SSL_CERT, "certificate"),
+        (annotation::SSL_PORTS, "port"),
+        (annotation::PROXY_PROTOCOL_PORTS, "port"),
+        (annotation::SOURCE_RANGES, "address range"),
+        (annotation::PREFIX_LISTS, "prefix list"),
+        (annotation::SECURITY_GROUPS, "security group"),
+    ] {
+        let beside: Vec<_> = beside.into_iter().filter(|(other, _)| *other != key).chain([(key, " , ")]).collect();
+        let sentence = sentence(one_port(), &beside);
+        assert!(sentence.starts_with(&format!("{key}: \",\" names no {what}; expected ")), "{sentence}");
+    }
+}
+
+#[test]
 fn subnets() {
     for (list, part) in [
         (",", "names no subnet"),
@@ -485,7 +511,7 @@ fn addresses_that_are_none() {
         (
             annotation::EIP_ALLOCATIONS,
             ",",
-            "has no allocation id; expected an allocation id for each subnet, each once",
+            "names no allocation id; expected an allocation id for each subnet, each once",
         ),
         (
             annotation::PRIVATE_IPV4_ADDRESSES,
