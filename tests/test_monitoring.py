@@ -234,6 +234,8 @@ class Asked:
 
     def __init__(self, expression: str) -> None:
         self.selectors: list[promql.VectorSelector] = []
+        #: Of each aggregation.
+        self.groupings: list[set[str]] = []
         self.labels: set[str] = set()
         promql.walk(promql.parse(expression), self._visit)
 
@@ -243,8 +245,9 @@ class Asked:
                 self.selectors.append(expression)
             case promql.MatrixSelector():
                 self.selectors.append(expression.vector_selector)
-            case promql.AggregateExpr(modifier=modifier) if modifier:
-                self.labels |= set(modifier.labels)
+            case promql.AggregateExpr(modifier=modifier):
+                self.groupings.append(set(modifier.labels if modifier else []))
+                self.labels |= self.groupings[-1]
             case promql.BinaryExpr(modifier=modifier) if modifier:
                 self.labels |= set(modifier.group_labels or [])
                 self.labels |= set(modifier.matching.labels if modifier.matching else [])
@@ -308,6 +311,12 @@ def test_a_wrong_question_is_noticed(expression: str, words: str) -> None:
     text = '# TYPE weir_leader gauge\nweir_leader 1\n# TYPE weir_services gauge\nweir_services{state="ready"} 1\n# EOF\n'
     with pytest.raises(AssertionError, match=re.escape(words)):
         assert_answerable(expression, [Scrape(text)])
+
+
+def test_no_alert_adds_up_what_two_installations_show() -> None:
+    """Two leaders in two namespaces are one each; a label of the cluster has a place in each clause too."""
+    alike = {alert["alert"] for alert in alerts() if not all(Asked(alert["expr"]).groupings)}
+    assert not alike, "each aggregation says by what"
 
 
 def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
