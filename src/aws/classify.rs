@@ -246,7 +246,8 @@ fn classify(code: &str, message: &str, status: u16) -> Class {
         "NoCredentials" | "AuthFailure" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
             Class::Unauthenticated
         }
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" | "RequestTimeTooSkewed" => Class::Unauthenticated,
+        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => Class::Unauthenticated,
+        "RequestTimeTooSkewed" | "RequestInTheFuture" => Class::Unauthenticated,
         "SignatureDoesNotMatch" | "InvalidSignatureException" | "IncompleteSignature" => Class::Unauthenticated,
         "Throttling" | "ThrottlingException" | "ThrottledException" | "RequestThrottled" => Class::Throttled,
         "RequestLimitExceeded" | "RequestThrottledException" | "TooManyRequestsException" => Class::Throttled,
@@ -282,6 +283,8 @@ mod tests {
             ("Throttling", 400, Class::Throttled),
             ("UnauthorizedOperation", 403, Class::Denied),
             ("RequestExpired", 400, Class::Unauthenticated),
+            ("RequestTimeTooSkewed", 403, Class::Unauthenticated),
+            ("RequestInTheFuture", 400, Class::Unauthenticated),
             ("AuthFailure", 401, Class::Unauthenticated),
             ("TooManyLoadBalancers", 400, Class::Quota),
             ("TooManyTargets", 400, Class::Quota),
