@@ -170,6 +170,21 @@ def test_attributes_of_a_network_load_balancer(world: World, refusal: Callable) 
     )
 
 
+def test_secondary_addresses_become_more_and_never_fewer(world: World, refusal: Callable) -> None:
+    arn = world.balancer()["LoadBalancerArn"]
+    key = "secondary_ips.auto_assigned.per_subnet"
+
+    def asked(value: str) -> dict:
+        return {"LoadBalancerArn": arn, "Attributes": [{"Key": key, "Value": value}]}
+
+    for value in ("1", "3", "3"):
+        world.elb.modify_load_balancer_attributes(**asked(value))
+    wrong = {value: refusal(world.elb.modify_load_balancer_attributes, **asked(value)).code for value in ("2", "0", "8")}
+    assert wrong == {"2": "InvalidConfigurationRequest", "0": "InvalidConfigurationRequest", "8": "ValidationError"}
+    shown = world.elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
+    assert {"Key": key, "Value": "3"} in shown
+
+
 def test_deletion_protection_and_absent_ones(world: World, refusal: Callable) -> None:
     arn = world.balancer()["LoadBalancerArn"]
 

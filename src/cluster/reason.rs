@@ -55,6 +55,9 @@ reasons! {
     Contested: Service Warning,
     /// Nodes are in a zone in which the load balancer has no subnet, so that they get no traffic.
     ZoneWithoutSubnet: Service Warning,
+    /// The load balancer keeps more secondary addresses than the Service asks for, since AWS never takes one back; the
+    /// note has both numbers.
+    SecondaryAddressesKept: Service Warning,
     /// A change cannot be made without an interruption; the note says which.
     Interruption: Service Warning,
     /// AWS could not set the load balancer up; the note has its reason.

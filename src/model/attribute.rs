@@ -91,9 +91,13 @@ const BALANCER: &[(&str, Values, &str)] = &[
     ),
     ("ipv6.deny_all_igw_traffic", Values::Flag, "false"),
     ("load_balancing.cross_zone.enabled", Values::Flag, "false"),
-    ("secondary_ips.auto_assigned.per_subnet", Values::Number(RangeOf(0, 7)), "0"),
+    (SECONDARY_ADDRESSES, Values::Number(RangeOf(0, 7)), "0"),
     ("zonal_shift.config.enabled", Values::Flag, "false"),
 ];
+
+/// Secondary addresses of a zone. They become more and never fewer: AWS refuses that, with whatever else stands in the call
+/// (ELB API, `LoadBalancerAttribute`: "After you set this value, you can't decrease it").
+const SECONDARY_ADDRESSES: &str = "secondary_ips.auto_assigned.per_subnet";
 
 /// How many healthy targets, or which share of them, a zone needs (ELB user guide, "Target group health").
 const COUNT: RangeOf = RangeOf(1, 1000);
@@ -190,15 +194,24 @@ impl Holder {
             let present = observed.get(*key).map(String::as_str).or_else(|| self.default(key));
             // A protection that nobody asked for is somebody's decision, and deletion respects it.
             let is_theirs = *key == "deletion_protection.enabled" && !asked.contains_key(*key);
+            let stays = *key == SECONDARY_ADDRESSES && surplus(asked, observed).is_some();
             if let Some(wanted) = wanted
                 && Some(wanted) != present
                 && !is_theirs
+                && !stays
             {
                 changes.insert((*key).to_owned(), wanted.to_owned());
             }
         }
         changes
     }
+}
+
+/// How many secondary addresses a load balancer has in each zone, and how many of them are asked for, where these are
+/// fewer: it keeps them all.
+pub fn surplus(asked: &Attributes, observed: &Attributes) -> Option<(u32, u32)> {
+    let count = |attributes: &Attributes| attributes.get(SECONDARY_ADDRESSES).map_or(Some(0), |text| text.parse().ok());
+    count(observed).zip(count(asked)).filter(|(present, wanted)| present > wanted)
 }
 
 #[cfg(test)]
@@ -239,6 +252,24 @@ mod tests {
         assert_eq!(PUBLIC.changes(&attributes(&[]), &protected), attributes(&[]));
         let off = attributes(&[("deletion_protection.enabled", "false")]);
         assert_eq!(PUBLIC.changes(&off, &protected), off);
+    }
+
+    #[test]
+    fn secondary_addresses_become_more_and_never_fewer() {
+        let with = |count: &str| attributes(&[(SECONDARY_ADDRESSES, count)]);
+        for (asked, observed, change, kept) in [
+            (with("3"), with("1"), with("3"), None),
+            (with("3"), attributes(&[]), with("3"), None),
+            (with("3"), with("3"), attributes(&[]), None),
+            (with("1"), with("3"), attributes(&[]), Some((3, 1))),
+            (attributes(&[]), with("3"), attributes(&[]), Some((3, 0))),
+        ] {
+            assert_eq!(PUBLIC.changes(&asked, &observed), change, "{asked:?} {observed:?}");
+            assert_eq!(surplus(&asked, &observed), kept, "{asked:?} {observed:?}");
+        }
+        let cross_zone = ("load_balancing.cross_zone.enabled", "true");
+        let asked = attributes(&[cross_zone]);
+        assert_eq!(PUBLIC.changes(&asked, &with("3")), asked, "the others are not held up");
     }
 
     #[test]

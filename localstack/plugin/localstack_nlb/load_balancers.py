@@ -19,10 +19,11 @@ from localstack_nlb.tags import check_tags, tag_map
 
 Request = Mapping[str, Any]
 
+SECONDARY_ADDRESSES = "secondary_ips.auto_assigned.per_subnet"
 NLB_ATTRIBUTES = {
     "access_logs.s3.enabled": "false",
     "dns_record.client_routing_policy": "any_availability_zone",
-    "secondary_ips.auto_assigned.per_subnet": "0",
+    SECONDARY_ADDRESSES: "0",
     "zonal_shift.config.enabled": "false",
 }
 BOOLEANS = {
@@ -234,13 +235,21 @@ def describe_load_balancers(context: Any, request: Request) -> dict:
 
 
 def modify_attributes(context: Any, request: Request) -> dict:
-    """Values are checked; moto takes any text."""
+    """Values are checked; moto takes any text. Of secondary addresses: "After you set this value, you can't decrease it"
+    (API reference)."""
+    present = find_balancer(context, request["LoadBalancerArn"]).attrs.get(SECONDARY_ADDRESSES, "0")
     for attribute in request["Attributes"]:
         key, value = attribute["Key"], attribute.get("Value", "")
         known = {"true", "false"} if key in BOOLEANS else ROUTING_POLICIES if key.startswith("dns_record.") else None
         if known and value not in known:
             raise refuse(
                 "ValidationError", f"Load balancer attribute '{key}' must be one of {sorted(known)}, not '{value}'"
+            )
+        if key == SECONDARY_ADDRESSES and not (value.isdecimal() and int(value) <= 7):
+            raise refuse("ValidationError", f"Load balancer attribute '{key}' must be from 0 to 7, not '{value}'")
+        if key == SECONDARY_ADDRESSES and int(value) < int(present):
+            raise refuse(
+                "InvalidConfigurationRequest", f"Load balancer attribute '{key}' cannot be decreased from {present}"
             )
     return call_moto(context)
 

@@ -186,7 +186,7 @@ pub const TABLE: &[Row] = &[
     row(IPV6_ADDRESSES, "list of addresses, one per subnet", "", "SubnetMappings·IPv6Address", Change::Never, Answer::Honoured),
     row(SOURCE_NAT, "`on` or `off`", "`off`", "CreateLoadBalancer, SetSubnets·EnablePrefixForIpv6SourceNat", Change::InPlace, Answer::Honoured),
     row(SOURCE_NAT_PREFIXES, "list of `auto_assigned` or /80 prefixes, one per subnet", "`auto_assigned`", "SubnetMappings·SourceNatIpv6Prefix", Change::InPlace, Answer::Honoured),
-    row(ATTRIBUTES, "map", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
+    row(ATTRIBUTES, "map; `secondary_ips.auto_assigned.per_subnet` is raised and never lowered", "AWS's defaults", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(CROSS_ZONE, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(ACCESS_LOG, "boolean", "`false`", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
     row(ACCESS_LOG_BUCKET, "name of a bucket", "", "ModifyLoadBalancerAttributes", Change::InPlace, Answer::Honoured),
