@@ -37,8 +37,8 @@ pub async fn set_finalizer(client: &kube::Client, service: &Service, wanted: boo
 /// Writes the hostname, or clears it. Nothing is written if it is there already.
 ///
 /// # Errors
-/// As of the API server. A Service that is gone, or that stopped being a LoadBalancer in the meantime (422), has lost
-/// the race and is no error.
+/// As of the API server. A Service that is gone, or that stopped being a LoadBalancer in the meantime, has lost the race
+/// and is no error; any other status that is refused is one.
 pub async fn set_hostname(client: &kube::Client, service: &Service, hostname: Option<&str>) -> kube::Result<bool> {
     let ingress = hostname.map(|hostname| vec![ingress(service, hostname)]);
     let present = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -49,12 +49,26 @@ pub async fn set_hostname(client: &kube::Client, service: &Service, hostname: Op
     let status = LoadBalancerStatus { ingress };
     let patch =
         json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": status.ingress}}});
-    let written =
-        api(client, service).patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+    let api = api(client, service);
+    let written = api.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
     match written {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 422) => Ok(false),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+        Err(kube::Error::Api(refusal)) if refusal.code == 422 => {
+            let now = api.get_opt(&service.name_any()).await?;
+            if now.is_some_and(|now| takes_hostname(&now, service)) {
+                Err(kube::Error::Api(refusal))
+            } else {
+                Ok(false)
+            }
+        }
         other => other.map(|_| true),
     }
+}
+
+/// Whether this is the same Service still, and one that may have a hostname.
+fn takes_hostname(now: &Service, service: &Service) -> bool {
+    let kind = now.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    now.metadata.uid == service.metadata.uid && kind == Some("LoadBalancer")
 }
 
 /// A hostname carries no `ipMode` (the API server refuses it there), and must be lower case, which AWS's is not always.
@@ -74,4 +88,26 @@ fn ingress(service: &Service, hostname: &str) -> LoadBalancerIngress {
 
 fn api(client: &kube::Client, service: &Service) -> Api<Service> {
     Api::namespaced(client.clone(), &owner_of(service).service.namespace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(uid: &str, kind: &str) -> Service {
+        serde_json::from_value(json!({"metadata": {"uid": uid}, "spec": {"type": kind}})).unwrap()
+    }
+
+    #[test]
+    fn only_another_type_or_another_service_loses_the_race() {
+        let service = seen("u-1", "LoadBalancer");
+        for (uid, kind, takes) in [
+            ("u-1", "LoadBalancer", true),
+            ("u-1", "ClusterIP", false),
+            ("u-1", "NodePort", false),
+            ("u-2", "LoadBalancer", false),
+        ] {
+            assert_eq!(takes_hostname(&seen(uid, kind), &service), takes, "{uid} {kind}");
+        }
+    }
 }
