@@ -13,11 +13,16 @@ use aws_config::timeout::TimeoutConfig;
 use aws_sdk_elasticloadbalancingv2::config::{
     AsyncSleep, Credentials, SharedAsyncSleep, SharedCredentialsProvider, Sleep, StalledStreamProtectionConfig,
 };
+use k8s_openapi::api::core::v1::{Node, Service};
+use kube::runtime::{reflector, watcher};
 use serde_json::json;
 use tokio::sync::watch;
 use weir::aws::Aws;
 use weir::aws::classify::{AwsError, Class};
+use weir::cluster::event::{Events, Kind};
 use weir::cluster::lease::{Claim, Until};
+use weir::cluster::reason::Reason;
+use weir::cluster::service::set_hostname;
 use weir::controller::account::{Account, StepError};
 use weir::controller::apply::apply;
 use weir::controller::desired::{DesiredBalancer, DesiredTargetGroup, Policy};
@@ -25,6 +30,9 @@ use weir::controller::drift::{Rotation, check};
 use weir::controller::facts::{Facts, NodeGroups};
 use weir::controller::observed::{BalancerState, Carried, HealthCheck};
 use weir::controller::plan::Step;
+use weir::controller::reconcile::{Context, Interrupted, reconcile};
+use weir::controller::report::{READY, Reporter};
+use weir::controller::standing::Standings;
 use weir::metrics::Metrics;
 use weir::model::family::Family;
 use weir::model::id::{LoadBalancerArn, ServiceKey};
@@ -490,6 +498,163 @@ fn create_group() -> Step {
 
 fn delete_group() -> Step {
     Step::DeleteGroup { name: "sg".into(), because: "a test" }
+}
+
+/// An API server that knows one Service and one Node, and refuses as it is told.
+struct ApiServer {
+    server: MockServer,
+    refusals: Arc<Mutex<BTreeMap<&'static str, u16>>>,
+}
+
+/// What a Service of ours is about when it has all it asks for but our finalizer.
+fn service() -> Service {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": "shop", "name": "order", "uid": "u-1"},
+        "spec": {
+            "type": "LoadBalancer", "loadBalancerClass": "weir.dev/nlb",
+            "ports": [{"port": 80, "nodePort": 30080, "protocol": "TCP"}],
+        },
+    });
+    serde_json::from_value(service).unwrap()
+}
+
+fn node() -> Node {
+    serde_json::from_value(json!({"metadata": {"name": "a", "uid": "n-1"}})).unwrap()
+}
+
+impl ApiServer {
+    /// Answers each write with what was written.
+    async fn new() -> Self {
+        let server = MockServer::start().await;
+        let refusals = Arc::<Mutex<BTreeMap<&str, u16>>>::default();
+        let refused = Arc::clone(&refusals);
+        let answer = move |request: &Request| {
+            let path = request.url.path();
+            let refusal = refused.lock().unwrap().iter().find(|(part, _)| path.contains(*part)).map(|(_, code)| *code);
+            match refusal.filter(|_| request.method.as_str() != "GET") {
+                Some(code) => {
+                    let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": "because"});
+                    ResponseTemplate::new(code).set_body_json(status)
+                }
+                None if path.contains("/services/") => ResponseTemplate::new(200).set_body_json(service()),
+                None => ResponseTemplate::new(201).set_body_bytes(request.body.clone()),
+            }
+        };
+        Mock::given(any()).respond_with(answer).mount(&server).await;
+        Self { server, refusals }
+    }
+
+    fn client(&self) -> kube::Client {
+        kube::Client::try_from(kube::Config::new(self.server.uri().parse().unwrap())).unwrap()
+    }
+
+    /// Refuses writes to paths with this part from now on.
+    fn refuse(&self, part: &'static str, code: u16) {
+        self.refusals.lock().unwrap().insert(part, code);
+    }
+
+    fn allow(&self) {
+        self.refusals.lock().unwrap().clear();
+    }
+
+    fn reporter(&self) -> Reporter {
+        let (services, mut service_writer) = reflector::store();
+        service_writer.apply_watcher_event(&watcher::Event::Apply(service()));
+        let (nodes, mut node_writer) = reflector::store();
+        node_writer.apply_watcher_event(&watcher::Event::Apply(node()));
+        Reporter::new(Events::new(self.client(), "weir-0".into()), services, nodes, Metrics::default())
+    }
+
+    /// Writes to paths with this part, tried or done.
+    async fn writes(&self, part: &str) -> usize {
+        let requests = self.server.received_requests().await.unwrap();
+        let is_write = |request: &&Request| request.method.as_str() != "GET" && request.url.path().contains(part);
+        requests.iter().filter(is_write).count()
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_nobody_heard_is_published_again_and_one_that_was_heard_is_not() {
+    let api = ApiServer::new().await;
+    let reporter = api.reporter();
+    let tell = async || reporter.tell(&service(), Kind::Normal, READY, "reachable").await;
+    api.refuse("/events", 500);
+    tell().await;
+    assert!(reporter.owes(&service(), READY));
+    api.allow();
+    for _ in 0..3 {
+        tell().await;
+    }
+    assert_eq!(api.writes("/events").await, 2, "one refused, one heard");
+    assert!(!reporter.owes(&service(), READY) && reporter.has_told(&service(), READY, "reachable"));
+}
+
+#[tokio::test]
+async fn a_nodes_trouble_is_told_again_when_it_comes_back_and_not_while_it_lasts() {
+    let api = ApiServer::new().await;
+    let reporter = api.reporter();
+    let refused = Reason::TargetRefused;
+    for troubled in [true, true, false, true] {
+        reporter.retain_nodes(&troubled.then(|| ("a".to_owned(), refused)).into_iter().collect());
+        if troubled {
+            reporter.warn_node("a", refused, "instance i-1 is stopped").await;
+        }
+    }
+    assert_eq!(api.writes("/events").await, 2);
+}
+
+#[tokio::test]
+async fn what_was_said_of_a_service_that_is_gone_is_forgotten() {
+    let api = ApiServer::new().await;
+    let reporter = api.reporter();
+    reporter.tell(&service(), Kind::Normal, READY, "reachable").await;
+    reporter.retain_services(&["u-1".to_owned()].into());
+    assert!(reporter.has_told(&service(), READY, "reachable"));
+    reporter.retain_services(&["u-2".to_owned()].into());
+    assert!(!reporter.has_told(&service(), READY, "reachable"));
+}
+
+#[tokio::test]
+async fn a_hostname_that_the_api_server_refuses_is_not_taken_for_written() {
+    let api = ApiServer::new().await;
+    assert!(set_hostname(&api.client(), &service(), Some("lb.example")).await.unwrap());
+    for code in [403, 422] {
+        api.refuse("/status", code);
+        let refused = set_hostname(&api.client(), &service(), Some("lb.example")).await;
+        assert!(matches!(refused, Err(kube::Error::Api(status)) if status.code == code));
+    }
+    // Between the two it became another Service of that name.
+    let mut before = service();
+    before.metadata.uid = Some("u-0".into());
+    assert!(!set_hostname(&api.client(), &before, Some("lb.example")).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_process_that_has_lost_the_lease_puts_no_finalizer_back() {
+    let (world, api) = (World::new().await, ApiServer::new().await);
+    world.apply(&create_target_group()).await.unwrap();
+    let leader = world.leader.clone();
+    let context = Arc::new(Context {
+        client: api.client(),
+        account: Arc::new(world.account),
+        reporter: Arc::new(api.reporter()),
+        services: reflector::store().0,
+        class: "weir.dev/nlb".into(),
+        claim_classless: false,
+        longest_wait: Duration::from_secs(1),
+        metrics: Metrics::default(),
+        standings: Standings::default(),
+        failures: Mutex::default(),
+        contests: Mutex::default(),
+    });
+    leader.send_replace(None);
+    let ended = reconcile(Arc::new(service()), Arc::clone(&context)).await;
+    assert!(matches!(ended, Err(Interrupted::NotLeader(_))));
+    assert_eq!(api.writes("/services/").await, 0);
+    leader.send_replace(Some(Until::End));
+    reconcile(Arc::new(service()), context).await.unwrap();
+    assert_eq!(api.writes("/services/").await, 1);
 }
 
 #[tokio::test]

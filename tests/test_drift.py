@@ -137,6 +137,29 @@ def test_r32_what_somebody_undoes_again_and_again_is_left_alone_for_a_while(clus
     wait_for(lambda: tags(account, arn).get("team") == "b", 20, "the tag after an edit")
 
 
+def test_rules_of_the_nodes_that_somebody_takes_away_again_and_again_are_left_alone_too(cluster, account, weir):
+    """They are every Service's: each is told, and none is held up."""
+    weir(FAST)
+    serve(cluster, account)
+
+    def rules() -> list[dict]:
+        identifier = account.names["node_security_group"]
+        [group] = account.ec2.describe_security_groups(GroupIds=[identifier])["SecurityGroups"]
+        return group["IpPermissions"]
+
+    def take_away() -> None:
+        account.ec2.revoke_security_group_ingress(GroupId=account.names["node_security_group"], IpPermissions=rules())
+
+    take_away()
+    wait_for(rules, 20, "the rules")
+    take_away()
+    assert "somebody has undone this twice within 10 minutes" in note(cluster, "order", "Contested")
+    cluster.expose("another")
+    cluster.wait_hostname("another")
+    wait_drift_checks(account, 2)
+    assert rules() == []
+
+
 def test_r50_a_deleted_target_group_is_made_again(cluster, account, weir):
     """With everything that hangs on it taken off first, as AWS demands."""
     weir(FAST)

@@ -38,6 +38,7 @@ ATTRIBUTES = {"ModifyLoadBalancerAttributes": 1}
 SUBNETS = {"SetSubnets": 1}
 RULE = {"AuthorizeSecurityGroupIngress": 1}
 INVALID = "InvalidConfiguration"
+SECONDARY = "secondary_ips.auto_assigned.per_subnet"
 
 
 def annotated(values: dict[str, str]) -> dict[str, str]:
@@ -330,6 +331,23 @@ def test_protection_against_deletion(cluster, account, weir):
     account.elbv2.modify_load_balancer_attributes(LoadBalancerArn=arns["other"], Attributes=off)
     cluster.wait_gone("other")
     wait_nothing_left(account)
+
+
+def test_secondary_addresses_that_are_not_asked_for_any_more_stay_and_hold_up_nothing(cluster, account, weir):
+    """AWS takes none back: what else the Service asks for is done, and its owner reads why this is not."""
+    weir(CALM)
+    cluster.expose("order", annotations=annotated({"attributes": f"{SECONDARY}=3"}))
+    arn = balancer(account, cluster.wait_hostname("order"))["LoadBalancerArn"]
+    wait_rest(account)
+    mark = account.mark()
+    annotate(cluster, "order", attributes=f"{SECONDARY}=1,{CROSS_ZONE}=true")
+    assert "has 3 secondary addresses in each zone, and 1 are asked for" in note(
+        cluster, "order", "SecondaryAddressesKept"
+    )
+    wait_rest(account)
+    shown = attributes(account, arn)
+    assert (shown[SECONDARY], shown[CROSS_ZONE]) == ("3", "true")
+    assert counted(writes(account, mark)) == ATTRIBUTES
 
 
 def test_a_bucket_that_elb_cannot_write_to_holds_up_nothing_else(cluster, account, weir):

@@ -342,7 +342,7 @@ fn is_hopeless(error: &StepError) -> bool {
     match error {
         StepError::Aws(error) => error.delays().0 >= Class::Denied.delays().0,
         StepError::NotLeader => true,
-        StepError::Gone(_) | StepError::SetUpFailed { .. } => false,
+        StepError::Gone(_) | StepError::SetUpFailed { .. } | StepError::NoEnd(_) => false,
     }
 }
 

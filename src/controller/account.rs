@@ -160,6 +160,9 @@ pub enum StepError {
     /// AWS could not set up a load balancer, nor the one made in its place.
     #[error("AWS could not set up load balancer {balancer}, nor the one made in its place: {reason}")]
     SetUpFailed { balancer: String, reason: String },
+    /// Each plan was followed by another one.
+    #[error("something is left to do after {0} plans in a row")]
+    NoEnd(usize),
 }
 
 impl Account {
@@ -351,12 +354,18 @@ impl State {
         observed.listed = fresh.listed;
         observed.twins = fresh.twins;
         *missed = once;
+        let there = names(observed);
+        // What is neither in the view nor newer than the reading no reading can take for new any more.
+        written.retain(|name, write| *write > began || there.contains(name.as_str()));
         let lives: BTreeSet<_> = observed.target_groups.values().map(|group| &group.arn).collect();
         self.targets.retain(|arn, _| lives.contains(arn));
         self.seniority.retain(|arn, _| lives.contains(arn));
         self.shares.retain(|arn, _| lives.contains(arn));
-        self.membership
-            .retain(|instance, _| self.workers.values().any(|worker| worker.instance.as_ref() == Ok(instance)));
+        let nodes: BTreeSet<_> =
+            self.workers.values().filter_map(|worker| worker.instance.as_ref().ok()).cloned().collect();
+        self.membership.retain(|instance, _| nodes.contains(instance));
+        self.unfit.retain(|instance, _| nodes.contains(instance));
+        self.foreign.retain(|_, since| now - *since < FOREIGN_TAGS_LIFETIME);
         let after = members(observed);
         self.membership.extend(after.iter().map(|(instance, asg)| (instance.clone(), Some(asg.clone()))));
         for (instance, left) in &before {
@@ -712,6 +721,14 @@ fn members(observed: &Observed) -> BTreeMap<InstanceId, AsgName> {
         asg.instances.iter().map(|instance| (instance.clone(), name.clone())).collect::<Vec<_>>()
     };
     observed.asgs.iter().flat_map(of).collect()
+}
+
+/// Everything in the view that writes are remembered of.
+fn names(observed: &Observed) -> BTreeSet<&str> {
+    let Observed { balancers, target_groups, groups, node_rules, asgs, .. } = observed;
+    let names = balancers.keys().chain(target_groups.keys()).chain(groups.keys()).map(String::as_str);
+    let groups = node_rules.keys().map(SecurityGroupId::as_str);
+    names.chain(groups).chain(asgs.keys().map(AsgName::as_str)).collect()
 }
 
 /// Takes over a reading into a map of the view: newer writes stay, what two readings in a row miss goes.

@@ -1,9 +1,9 @@
 //! Writes that somebody undoes again and again: two controllers at odds must not write for ever (LBC#2183, LBC#3325).
 //!
-//! A step that was taken twice within ten minutes and is planned again waits, each time for longer. An edit of the
-//! Service ends all that. Pure.
+//! A step that was taken twice within ten minutes and is planned again waits, each time for longer, until ten minutes
+//! have passed in which it might have been taken and need not have been. An edit of the Service ends all that. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +16,9 @@ const PATIENCE: u32 = 2;
 const WINDOW: Duration = Duration::from_mins(10);
 /// First wait, which doubles up to [`WINDOW`].
 const FIRST_WAIT: Duration = Duration::from_mins(1);
+
+/// Owner of the rules in the groups of the nodes, which all Services share. It is no UID.
+pub const SHARED: &str = "shared";
 
 /// Steps that were taken for one owner's wish.
 #[derive(Debug)]
@@ -31,7 +34,15 @@ struct Taken {
     last: Instant,
 }
 
-/// See the module's text. Owners are UIDs of Services.
+impl Taken {
+    /// How long it waits after it was taken.
+    fn wait(&self) -> Duration {
+        let beyond = self.times.checked_sub(PATIENCE);
+        beyond.map_or(Duration::ZERO, |count| FIRST_WAIT.saturating_mul(2u32.saturating_pow(count)).min(WINDOW))
+    }
+}
+
+/// See the module's text. Owners are UIDs of Services, or [`SHARED`].
 #[derive(Debug, Default)]
 pub struct Contests(BTreeMap<String, History>);
 
@@ -46,7 +57,7 @@ impl Contests {
         if history.fingerprint != fingerprint {
             *history = History { fingerprint, taken: vec![] };
         }
-        history.taken.retain(|taken| now.duration_since(taken.last) <= WINDOW * 2);
+        history.taken.retain(|taken| now.duration_since(taken.last) <= taken.wait() + WINDOW);
         match history.taken.iter_mut().find(|taken| taken.step == *step) {
             Some(taken) => (taken.times, taken.last) = (taken.times + 1, now),
             None => history.taken.push(Taken { step: step.clone(), times: 1, last: now }),
@@ -57,16 +68,30 @@ impl Contests {
     pub fn is_contested(&self, owner: &str, fingerprint: u64, step: &Step, now: Instant) -> bool {
         let history = self.0.get(owner).filter(|history| history.fingerprint == fingerprint);
         let taken = history.and_then(|history| history.taken.iter().find(|taken| taken.step == *step));
-        taken.is_some_and(|taken| {
-            let beyond = taken.times.checked_sub(PATIENCE);
-            let wait = beyond.map(|count| FIRST_WAIT.saturating_mul(2u32.saturating_pow(count)).min(WINDOW));
-            wait.is_some_and(|wait| now.duration_since(taken.last) < wait)
-        })
+        taken.is_some_and(|taken| now.duration_since(taken.last) < taken.wait())
+    }
+
+    /// Takes the steps that must wait out of a plan. Returns a sentence about each.
+    pub fn hold(&self, owner: &str, fingerprint: u64, steps: &mut Vec<Step>, now: Instant) -> BTreeSet<String> {
+        let held = steps.extract_if(.., |step| self.is_contested(owner, fingerprint, step, now));
+        let edit = if owner == SHARED { "" } else { ", and when the Service is edited" };
+        let note = |step: Step| {
+            format!(
+                "{step}: somebody has undone this twice within 10 minutes; another controller may manage it too. It is \
+                 tried again at growing intervals{edit}"
+            )
+        };
+        held.map(note).collect()
     }
 
     /// An owner is gone.
     pub fn forget(&mut self, owner: &str) {
         self.0.remove(owner);
+    }
+
+    /// Forgets all Services but those with these UIDs.
+    pub fn retain(&mut self, uids: &BTreeSet<String>) {
+        self.0.retain(|owner, _| owner == SHARED || uids.contains(owner));
     }
 }
 
@@ -110,6 +135,46 @@ mod tests {
         assert!(!contests.is_contested("u", 2, &step("a"), now));
         contests.note("u", 2, &step("b"), now);
         assert!(!contests.is_contested("u", 1, &step("a"), now));
+    }
+
+    #[test]
+    fn what_is_taken_more_seldom_than_every_ten_minutes_is_not_contested() {
+        let (mut contests, start) = (Contests::default(), Instant::now());
+        for times in 0..5 {
+            let now = after(start, 11 * times);
+            assert!(!contests.is_contested("u", 1, &step("a"), now));
+            contests.note("u", 1, &step("a"), now);
+        }
+        assert!(!contests.is_contested("u", 1, &step("a"), after(start, 44)));
+        contests.note("u", 1, &step("a"), after(start, 54));
+        assert!(contests.is_contested("u", 1, &step("a"), after(start, 54)));
+        // One minute of waiting is no time of peace.
+        contests.note("u", 1, &step("a"), after(start, 65));
+        assert!(contests.is_contested("u", 1, &step("a"), after(start, 66)), "two minutes by now");
+    }
+
+    #[test]
+    fn what_waits_is_taken_out_of_the_plan_with_a_sentence() {
+        let (mut contests, now) = (Contests::default(), Instant::now());
+        for _ in 0..2 {
+            contests.note(SHARED, 0, &step("a"), now);
+        }
+        let mut steps = vec![step("a"), step("b")];
+        let notes = contests.hold(SHARED, 0, &mut steps, now);
+        assert_eq!(steps, [step("b")]);
+        let words = format!("{}: somebody has undone this twice within 10 minutes", step("a"));
+        assert!(notes.len() == 1 && notes.iter().all(|note| note.starts_with(&words)), "{notes:?}");
+    }
+
+    #[test]
+    fn services_that_are_gone_are_forgotten_and_what_all_share_is_not() {
+        let (mut contests, now) = (Contests::default(), Instant::now());
+        for owner in ["u", "v", SHARED, "u", "v", SHARED] {
+            contests.note(owner, 0, &step("a"), now);
+        }
+        contests.retain(&["u".to_owned()].into());
+        let contested = ["u", "v", SHARED].map(|owner| contests.is_contested(owner, 0, &step("a"), now));
+        assert_eq!(contested, [true, false, true]);
     }
 
     #[test]

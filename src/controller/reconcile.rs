@@ -1,8 +1,8 @@
 //! One Service, from what its owner wrote to what AWS has: claim, parse, desire, plan, apply, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 
 use super::account::{Account, StepError};
 use super::apply::apply;
-use super::contest::Contests;
+use super::contest::{self, Contests};
 use super::desired::{Desired, Refusal, missing_zones};
 use super::observed::BalancerState;
 use super::plan::{COLLIDES, DELETION_PROTECTION, NOT_SET_UP, Plan, Step, Wait, teardown};
@@ -26,6 +26,7 @@ use crate::cluster::event::Kind;
 use crate::cluster::service::{set_finalizer, set_hostname};
 use crate::metrics::{Metrics, Reconciled};
 use crate::model::annotation::{self, Annotations, Problem};
+use crate::model::attribute::surplus;
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, node_labels_of, owner_of, parse};
 use crate::telemetry::chain;
 
@@ -134,7 +135,7 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
     }
     if is_ours && owns && !has_finalizer {
         // Somebody took it off: whatever else waits, the Service must not vanish. The write brings it here again.
-        set_finalizer(&context.client, &service, true).await?;
+        set_finalizer(context.writer()?, &service, true).await?;
         return Ok(Action::await_change());
     }
     let fingerprint = fingerprint(&service);
@@ -184,7 +185,8 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         Ending::Settled => {
             failures(&context).remove(&uid);
             context.reporter.forget(&uid, report::is_passing);
-            if is_ours && context.reporter.forget(&uid, report::is_trouble) {
+            let is_over = context.reporter.forget(&uid, report::is_trouble);
+            if is_ours && (is_over || context.reporter.owes(&service, report::RECOVERED)) {
                 context.reporter.forget(&uid, |reason| reason == report::RECOVERED);
                 let note = "what hindered it is over; all that the Service asks for is in place";
                 context.reporter.tell(&service, Kind::Normal, report::RECOVERED, note).await;
@@ -281,27 +283,26 @@ async fn serve(service: &Service, context: &Context, mut failures: Failures) -> 
         if round == 0 && !set_finalizer(context.writer()?, service, true).await? {
             return Ok(Ending::Settled);
         }
-        if let Err(error) = ensure_shared(context).await {
-            return Ok(error.into());
-        }
+        let held = match ensure_shared(context).await {
+            Ok(held) => held,
+            Err(error) => return Ok(error.into()),
+        };
         // Before anything is taken away, and whatever else fails.
         let usable = publish_hostname(service, context, &desired, &plan, &failures).await?;
         let makes_groups = plan.steps.iter().any(|step| matches!(step, Step::CreateTargetGroup(_)));
         let _coming = makes_groups.then(|| context.account.announce());
         tell_removed_listeners(service, context, &plan).await;
         tell_interruptions(service, context, &desired, &plan).await;
-        let contested = hold_contested(service, context, &mut plan).await;
-        let done = match carry_out(&context.account, &plan, &mut failures).await {
-            Ok(done) => done,
-            Err(error) => return Ok(error.into()),
-        };
-        note_taken(service, context, &plan, &failures);
-        if done && context.standings.is_settled(&spec.owner.uid, fingerprint(service)) {
-            context.metrics.drift_repairs.inc_by(plan.steps.len() as u64);
+        let contested = hold_contested(service, context, &mut plan, held).await;
+        let Progress { taken, ended } = carry_out(&context.account, &plan, &mut failures).await;
+        note_taken(service, context, &taken);
+        if let Some(error) = ended {
+            return Ok(error.into());
         }
-        if !done {
+        if taken.is_empty() {
             tell_node_groups(service, context).await;
             tell_missing_zones(service, context, &spec, &desired).await;
+            tell_kept_addresses(service, context, &desired).await;
             if let Some(error) = give_up_setting_up(context, &plan) {
                 return Ok(error.into());
             }
@@ -353,49 +354,54 @@ impl Failures {
     }
 }
 
-/// Takes a plan's steps. What does not depend on a step that failed is done all the same. Returns whether anything was
-/// done.
-async fn carry_out(account: &Account, plan: &Plan, failures: &mut Failures) -> Result<bool, StepError> {
-    let mut done = false;
+/// What became of a plan.
+struct Progress<'a> {
+    /// Steps that were taken.
+    taken: Vec<&'a Step>,
+    /// What kept the rest back.
+    ended: Option<StepError>,
+}
+
+/// Takes a plan's steps. What does not depend on a step that failed is done all the same.
+async fn carry_out<'a>(account: &Account, plan: &'a Plan, failures: &mut Failures) -> Progress<'a> {
+    let mut taken = vec![];
     for step in &plan.steps {
         if failures.forbid(step) {
             continue;
         }
         match apply(account, step).await {
-            Ok(()) => done = true,
+            Ok(()) => taken.push(step),
             Err(error @ StepError::Aws(_)) if step.is_independent() => {
                 failures.steps.push(step.clone());
                 failures.errors.push(error);
             }
-            Err(error) => return Err(error),
+            Err(error) => return Progress { taken, ended: Some(error) },
         }
     }
-    Ok(done)
+    Progress { taken, ended: None }
 }
 
-/// Takes steps that somebody undoes again and again out of a plan, and says so. Returns whether there were any.
-async fn hold_contested(service: &Service, context: &Context, plan: &mut Plan) -> bool {
+/// Takes steps that somebody undoes again and again out of a plan, and says so, also of those that all Services share.
+/// Returns whether there were any.
+async fn hold_contested(service: &Service, context: &Context, plan: &mut Plan, shared: BTreeSet<String>) -> bool {
     let (uid, fingerprint) = (service.uid().unwrap_or_default(), fingerprint(service));
-    let held: Vec<_> = {
-        let contests = context.contests.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        plan.steps.extract_if(.., |step| contests.is_contested(&uid, fingerprint, step, now)).collect()
-    };
-    let notes = held.iter().map(|step| {
-        format!(
-            "{step}: somebody has undone this twice within 10 minutes; another controller may manage it too. It is tried \
-             again at growing intervals, and when the Service is edited"
-        )
-    });
-    context.reporter.tell_all(service, Kind::Warning, report::CONTESTED, &notes.collect()).await;
-    !held.is_empty()
+    let mut notes = contests(context).hold(&uid, fingerprint, &mut plan.steps, Instant::now());
+    notes.extend(shared);
+    context.reporter.tell_all(service, Kind::Warning, report::CONTESTED, &notes).await;
+    !notes.is_empty()
 }
 
-fn note_taken(service: &Service, context: &Context, plan: &Plan, failures: &Failures) {
+/// Takes note of steps that were taken, whatever else failed: what is put right again and again is contested, and what
+/// is put right although nobody edited the Service had drifted.
+fn note_taken(service: &Service, context: &Context, taken: &[&Step]) {
     let (uid, fingerprint) = (service.uid().unwrap_or_default(), fingerprint(service));
-    let mut contests = context.contests.lock().unwrap_or_else(PoisonError::into_inner);
-    for step in plan.steps.iter().filter(|step| !failures.forbid(step)) {
+    let is_repair = context.standings.is_settled(&uid, fingerprint);
+    let mut contests = contests(context);
+    for step in taken.iter().filter(|step| step.is_write()) {
         contests.note(&uid, fingerprint, step, Instant::now());
+        if is_repair {
+            context.metrics.drift_repairs.inc();
+        }
     }
 }
 
@@ -486,6 +492,23 @@ async fn tell_missing_zones(service: &Service, context: &Context, spec: &Service
     context.reporter.tell_all(service, Kind::Warning, report::ZONE_MISSING, &notes).await;
 }
 
+/// Secondary addresses that are not asked for stay: AWS would refuse to take them back, with all else in the same call.
+async fn tell_kept_addresses(service: &Service, context: &Context, desired: &Desired) {
+    let name = &desired.balancer.name;
+    let kept = {
+        let state = context.account.state();
+        let attributes = state.observed.balancers.get(name).and_then(|known| known.attributes.as_ref());
+        attributes.and_then(|attributes| surplus(&desired.balancer.attributes, attributes))
+    };
+    let note = kept.map(|(present, wanted)| {
+        format!(
+            "load balancer {name} has {present} secondary addresses in each zone, and {wanted} are asked for; AWS takes \
+             none back, so it keeps them. Ask for {present} in aws-load-balancer-attributes, or make the Service again"
+        )
+    });
+    context.reporter.tell_all(service, Kind::Warning, report::ADDRESSES_KEPT, &note.into_iter().collect()).await;
+}
+
 fn decide(context: &Context, spec: &ServiceSpec) -> Result<(Desired, Plan), Refusal> {
     let account = &context.account;
     let mut state = account.state();
@@ -555,7 +578,8 @@ async fn publish_hostname(
     if balancer.state != BalancerState::Active || !has_listener {
         return Ok(false);
     }
-    if set_hostname(context.writer()?, service, Some(&balancer.dns_name)).await? {
+    let is_new = set_hostname(context.writer()?, service, Some(&balancer.dns_name)).await?;
+    if is_new || context.reporter.owes(service, report::READY) {
         let note =
             format!("load balancer {} is reachable at {}", balancer.name, balancer.dns_name.to_ascii_lowercase());
         context.reporter.tell(service, Kind::Normal, report::READY, &note).await;
@@ -622,7 +646,7 @@ async fn release(service: &Service, context: &Context) -> Result<Ending, Interru
         set_finalizer(context.writer()?, service, false).await?;
     }
     context.reporter.forget(&uid, |_| true);
-    context.contests.lock().unwrap_or_else(PoisonError::into_inner).forget(&uid);
+    contests(context).forget(&uid);
     Ok(Ending::Settled)
 }
 
@@ -640,37 +664,47 @@ pub fn unprotects(service: &Service) -> bool {
 /// The step that failed.
 pub async fn give_back(account: &Account, uid: &str, unprotect: bool) -> Result<Vec<Wait>, StepError> {
     let mut failures = Failures::default();
-    loop {
+    for _ in 0..ROUNDS {
         let plan = teardown(&account.state().observed.of(&account.policy.cluster, uid), unprotect);
         if plan.steps.is_empty() {
             return Ok(plan.waits);
         }
-        carry_out(account, &plan, &mut failures).await?;
+        if let Some(error) = carry_out(account, &plan, &mut failures).await.ended {
+            return Err(error);
+        }
         if let Some(failed) = std::mem::take(&mut failures).into_failed() {
             return Err(failed.error);
         }
     }
+    Err(StepError::NoEnd(ROUNDS))
 }
 
-/// Makes what all Services share: the backend group, and the rules that admit it to the nodes.
+/// Makes what all Services share: the backend group, and the rules that admit it to the nodes. Returns sentences about
+/// steps that wait, since somebody undoes them again and again.
 ///
 /// # Errors
 /// The step that failed.
-pub async fn ensure_shared(context: &Context) -> Result<(), StepError> {
+pub async fn ensure_shared(context: &Context) -> Result<BTreeSet<String>, StepError> {
     let account = &context.account;
     let _one_at_a_time = account.shared.lock().await;
+    let mut held = BTreeSet::new();
     // Rules name the group by the id that AWS gives it.
     for _ in 0..2 {
-        let steps = {
+        let mut steps = {
             let state = account.state();
-            let Some(facts) = &state.facts else { return Ok(()) };
+            let Some(facts) = &state.facts else { return Ok(held) };
             backend::missing(&account.policy, &state.observed, &facts.node_groups.chosen)
         };
+        held = contests(context).hold(contest::SHARED, 0, &mut steps, Instant::now());
         for step in &steps {
             apply(account, step).await?;
+            // Without the group nothing else can be done: it never waits.
+            if !matches!(step, Step::CreateGroup { .. }) {
+                contests(context).note(contest::SHARED, 0, step, Instant::now());
+            }
         }
     }
-    Ok(())
+    Ok(held)
 }
 
 /// Gives back what all Services share, once there is none left. What fails is tried again with the next drift check.
@@ -686,6 +720,8 @@ pub async fn release_shared(context: &Context) {
         }
         backend::leftovers(cluster, &state.observed)
     };
+    // Nobody else undid what is taken away here.
+    contests(context).forget(contest::SHARED);
     for step in &steps {
         if let Err(error) = apply(account, step).await {
             tracing::warn!(%step, error = %chain(&error), "left for the next drift check");
@@ -694,7 +730,19 @@ pub async fn release_shared(context: &Context) {
     }
 }
 
-fn failures(context: &Context) -> std::sync::MutexGuard<'_, BTreeMap<String, Failure>> {
+/// Forgets Services that are gone without our finalizer having been asked: all but those with these UIDs.
+pub fn retain_services(context: &Context, uids: &BTreeSet<String>) {
+    context.standings.retain(|uid| uids.contains(uid), &context.metrics);
+    context.reporter.retain_services(uids);
+    contests(context).retain(uids);
+    failures(context).retain(|uid, _| uids.contains(uid));
+}
+
+fn contests(context: &Context) -> MutexGuard<'_, Contests> {
+    context.contests.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failures(context: &Context) -> MutexGuard<'_, BTreeMap<String, Failure>> {
     context.failures.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

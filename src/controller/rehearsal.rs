@@ -235,7 +235,8 @@ impl<'a> Stage<'a> {
     }
 
     fn make_shared(&mut self) {
-        loop {
+        // Rules name the group, which comes first.
+        for _ in 0..2 {
             let chosen = self.state.facts.as_ref().map(|facts| &facts.node_groups.chosen);
             let steps = chosen.map(|chosen| backend::missing(self.script.policy, &self.state.observed, chosen));
             let steps = steps.unwrap_or_default();

@@ -38,6 +38,8 @@ pub const SUBNET_SWAP: Reason = Reason::SubnetsChanging;
 pub const CONTESTED: Reason = Reason::Contested;
 /// Nodes are in a zone in which the load balancer is not.
 pub const ZONE_MISSING: Reason = Reason::ZoneWithoutSubnet;
+/// A load balancer has more secondary addresses than it should.
+pub const ADDRESSES_KEPT: Reason = Reason::SecondaryAddressesKept;
 /// A change cannot be made without an interruption.
 pub const INTERRUPTION: Reason = Reason::Interruption;
 /// AWS could not set the load balancer up.
@@ -57,6 +59,8 @@ pub fn is_trouble(reason: Reason) -> bool {
 pub fn is_passing(reason: Reason) -> bool {
     [WAITING, SUBNET_SWAP, CONTESTED, INTERRUPTION].contains(&reason)
 }
+
+const NODE: &str = "node/";
 
 /// Publishes what is new.
 pub struct Reporter {
@@ -84,6 +88,12 @@ impl Reporter {
         said.get(&(owner_of(service).uid, reason)).is_some_and(|notes| notes.contains(note))
     }
 
+    /// Whether the last thing to be said about a Service for this reason was not heard.
+    pub fn owes(&self, service: &Service, reason: Reason) -> bool {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.get(&(owner_of(service).uid, reason)).is_some_and(BTreeSet::is_empty)
+    }
+
     /// Says all that is to be said about a Service for one reason, but for what was said the last time. Returns whether
     /// something was new.
     pub async fn tell_all(&self, service: &Service, kind: Kind, reason: Reason, notes: &BTreeSet<String>) -> bool {
@@ -94,7 +104,9 @@ impl Reporter {
                 Kind::Normal => tracing::info!(service = %owner.service, reason = reason.name(), note, "Event"),
                 Kind::Warning => tracing::warn!(service = %owner.service, reason = reason.name(), note, "Event"),
             }
-            self.publish(&service.object_ref(&()), kind, reason, note).await;
+            if !self.publish(&service.object_ref(&()), kind, reason, note).await {
+                self.unsay(&owner.uid, reason, note);
+            }
         }
         !news.is_empty()
     }
@@ -120,10 +132,26 @@ impl Reporter {
     /// Warns about a Node.
     pub async fn warn_node(&self, name: &str, reason: Reason, note: &str) {
         let Some(node) = self.nodes.get(&ObjectRef::new(name)) else { return };
-        for note in self.news(&format!("node/{name}"), reason, &BTreeSet::from([note.to_owned()])) {
+        let object = node_object(name);
+        for note in self.news(&object, reason, &BTreeSet::from([note.to_owned()])) {
             tracing::warn!(node = name, reason = reason.name(), note, "Event");
-            self.publish(&node.object_ref(&()), Kind::Warning, reason, &note).await;
+            if !self.publish(&node.object_ref(&()), Kind::Warning, reason, &note).await {
+                self.unsay(&object, reason, &note);
+            }
         }
+    }
+
+    /// Forgets what was said about Nodes, but for these, which are in trouble still.
+    pub fn retain_nodes(&self, troubled: &BTreeSet<(String, Reason)>) {
+        let troubled: BTreeSet<_> = troubled.iter().map(|(name, reason)| (node_object(name), *reason)).collect();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|key, _| !key.0.starts_with(NODE) || troubled.contains(key));
+    }
+
+    /// Forgets what was said about Services, but for those with these UIDs.
+    pub fn retain_services(&self, uids: &BTreeSet<String>) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.retain(|(object, _), _| object.starts_with(NODE) || uids.contains(object));
     }
 
     /// Forgets what was said about a Service for these reasons, so that it is said again if it comes back. Returns
@@ -141,11 +169,32 @@ impl Reporter {
         notes.difference(&before).cloned().collect()
     }
 
-    async fn publish(&self, about: &ObjectReference, kind: Kind, reason: Reason, note: &str) {
-        // An Event that cannot be written must not hold up the work it is about.
-        match self.events.publish(about, kind, reason, note).await {
-            Ok(()) => drop(self.metrics.events.get_or_create(&OfReason { reason: reason.name() }).inc()),
-            Err(error) => tracing::warn!(error = %chain(&error), "cannot publish an Event"),
+    /// Takes back that something was said, since nobody heard it.
+    fn unsay(&self, object: &str, reason: Reason, note: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is left empty is owed.
+        if let Some(notes) = said.get_mut(&(object.to_owned(), reason)) {
+            notes.remove(note);
         }
     }
+
+    /// Returns whether it succeeded.
+    async fn publish(&self, about: &ObjectReference, kind: Kind, reason: Reason, note: &str) -> bool {
+        // An Event that cannot be written must not hold up the work it is about.
+        match self.events.publish(about, kind, reason, note).await {
+            Ok(()) => {
+                self.metrics.events.get_or_create(&OfReason { reason: reason.name() }).inc();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "cannot publish an Event");
+                false
+            }
+        }
+    }
+}
+
+/// What a Node is called among the objects of which something was said. A UID has no slash.
+fn node_object(name: &str) -> String {
+    format!("{NODE}{name}")
 }

@@ -1,6 +1,6 @@
 //! Wiring: streams in, loops side by side, and the end of all of them when one ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::cluster_name::{Doubt, doubt};
-use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared};
+use super::reconcile::{Context, ensure_shared, give_back, interrupted, reconcile, release_shared, retain_services};
 use super::report::Reporter;
 use super::standing::Standings;
 use super::{detail, drift, targets};
@@ -83,9 +83,11 @@ pub async fn run(settings: settings::Controller) -> anyhow::Result<()> {
     // Whoever leads and cannot work is seen.
     health.set_ready(false);
 
-    nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
-    let cluster_uid = cluster_uid(&client).await?;
-    let (account, woken) = open_account(&settings, cluster_uid, &nodes, claim, &metrics).await?;
+    let (account, woken) = tokio::select! {
+        opened = open_account(&settings, &client, &nodes, claim, &metrics) => opened?,
+        () = stop.cancelled() => return finish(tasks, lease).await,
+        () = lease.lost() => bail!(LOST),
+    };
     let events = Events::new(client.clone(), instance);
     let reporter = Arc::new(Reporter::new(events, services.clone(), nodes.clone(), metrics.clone()));
     let context = Arc::new(Context {
@@ -210,14 +212,16 @@ async fn follow_nodes(account: Arc<Account>, nodes: Store<Node>, mut changes: wa
     }
 }
 
-/// The account of the environment's credentials, with the nodes as they are now.
+/// The account of the environment's credentials, with the nodes as they are once they have been listed.
 async fn open_account(
     settings: &settings::Controller,
-    cluster_uid: String,
+    client: &kube::Client,
     nodes: &Store<Node>,
     claim: Claim,
     metrics: &Metrics,
 ) -> anyhow::Result<(Arc<Account>, UnboundedReceiver<Owner>)> {
+    nodes.wait_until_ready().await.context("the watch of Nodes ended")?;
+    let cluster_uid = cluster_uid(client).await?;
     let region = settings.region.clone().or_else(|| region_of(nodes.state().iter().map(Arc::as_ref)));
     let aws = Aws::connect(region, metrics, &claim).await?;
     let policy = settings.policy(cluster_uid);
@@ -345,8 +349,7 @@ async fn check_drift(
         collect_orphans(&context).await;
         let ours = |service: &Service| is_claimed(service, &context.class, context.claim_classless);
         let count = context.services.state_filter(|service| ours(service)).len();
-        let there: BTreeSet<_> = context.services.state().iter().filter_map(|service| service.uid()).collect();
-        context.standings.retain(|uid| there.contains(uid), &context.metrics);
+        retain_services(&context, &context.services.state().iter().filter_map(|service| service.uid()).collect());
         // A Service that is refused has nothing, and nothing is made for it.
         let is_needed = !context.account.state().observed.owners(&context.account.policy.cluster).is_empty();
         if count == 0 {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::account::{Account, REFUSAL_LIFETIME, Refused, StepError};
 use super::drift::learn_networks;
-use super::observed::{Asg, SourceState};
+use super::observed::{Asg, Observed, SourceState};
 use super::placement::{Note, Placement};
 use super::report::Reporter;
 use super::standing::measure;
@@ -33,6 +33,9 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_s
 const UNFIT_PATIENCE: Duration = Duration::from_mins(2);
 /// A look even without a ring, for what waits for a time to pass.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Stands among target groups and Auto Scaling groups for the question which instance is in which.
+const MEMBERSHIP: &str = "membership";
 
 /// What failed, and when to try again.
 #[derive(Debug)]
@@ -57,6 +60,11 @@ impl Backoff {
 
     fn forget(&mut self, key: &str) {
         self.failed.remove(key);
+    }
+
+    /// Forgets what is due and gone.
+    fn retain(&mut self, is_there: impl Fn(&str) -> bool, now: Instant) {
+        self.failed.retain(|key, (until, _)| *until > now || key == MEMBERSHIP || is_there(key));
     }
 }
 
@@ -173,6 +181,10 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
     let leaving = reporter.leaving();
     let placement = {
         let mut state = account.state();
+        let Observed { target_groups, asgs, .. } = &state.observed;
+        let names = asgs.keys().map(AsgName::as_str);
+        let there: BTreeSet<_> = names.chain(target_groups.values().map(|group| group.arn.as_str())).collect();
+        backoff.retain(|key| there.contains(key), now);
         state.leaving = leaving;
         state.place(&account.policy.cluster, now)
     };
@@ -201,7 +213,6 @@ async fn pass(account: &Account, reporter: &Reporter, backoff: &mut Backoff) {
 
 /// Reads what a decision needs.
 async fn find_out(account: &Account, reporter: &Reporter, placement: &Placement, backoff: &mut Backoff, now: Instant) {
-    const MEMBERSHIP: &str = "membership";
     if !placement.resolve.is_empty() && backoff.is_due(MEMBERSHIP, now) {
         let instances: Vec<_> = placement.resolve.iter().cloned().collect();
         match learn_membership(account, &instances).await {
@@ -565,7 +576,25 @@ async fn tell(account: &Account, reporter: &Reporter, placement: &Placement) {
             reporter.warn_owner(&owner, reason, &notes).await;
         }
     }
+    reporter.retain_nodes(&nodes.iter().map(|(name, reason, _)| (name.clone(), *reason)).collect());
     for (name, reason, sentence) in nodes {
         reporter.warn_node(&name, reason, &sentence).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_what_is_gone_are_forgotten_once_they_are_due() {
+        let now = Instant::now();
+        let later = now + Duration::from_mins(1);
+        let failed = [("there", now), ("gone", now), ("gone a moment ago", later), (MEMBERSHIP, now)];
+        let failed = failed.map(|(key, until)| (key.to_owned(), (until, 3)));
+        let mut backoff = Backoff { failed: failed.into(), longest: Duration::from_mins(5) };
+        backoff.retain(|key| key == "there", now);
+        let kept: Vec<_> = backoff.failed.keys().map(String::as_str).collect();
+        assert_eq!(kept, ["gone a moment ago", MEMBERSHIP, "there"]);
     }
 }
