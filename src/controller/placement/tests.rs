@@ -971,6 +971,26 @@ fn a_write_makes_no_reading_of_something_else_old() {
 }
 
 #[test]
+fn a_reading_lets_go_of_what_is_gone() {
+    let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]);
+    let now = tokio::time::Instant::now();
+    for instance in ["i-1", "i-gone"] {
+        stage.state.record_unfit(instance.into(), "InvalidTarget".into(), now);
+    }
+    stage.state.touch("a");
+    stage.state.touch("gone");
+    let hour = std::time::Duration::from_hours(1);
+    stage.state.foreign = [("arn:old".into(), now), ("arn:new".into(), now + hour)].into();
+    let (fresh, began) = (reading(&stage, &[]), stage.state.now());
+    stage.state.touch("made meanwhile");
+    stage.state.merge(fresh, began, now + hour);
+    assert_eq!(stage.state.unfit.keys().collect::<Vec<_>>(), [&"i-1".into()]);
+    assert_eq!(stage.state.foreign.keys().collect::<Vec<_>>(), [&"arn:new".into()]);
+    let written = ["a", "gone", "made meanwhile"].map(|name| stage.state.is_written_since(name, 0));
+    assert_eq!(written, [true, false, true]);
+}
+
+#[test]
 fn a_promised_place_in_the_order_is_kept_and_not_for_ever() {
     let mut stage = Stage::default().asg("a", &["i-1"]).nodes(&["i-1"]);
     let age = |second, service: &str| (Timestamp::from_second(second).unwrap(), service.to_owned(), 80);
