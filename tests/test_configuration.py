@@ -155,6 +155,15 @@ def test_rights_that_are_missing_are_named(control_plane, cluster, account, weir
     assert started.get("/readyz") == 503
 
 
+def test_a_leader_that_may_not_list_nodes_ends_when_it_is_told_to(control_plane, cluster, account, weir):
+    """It waits for them, and for the signal beside."""
+    token = cluster.kube.service_account_token("default", "default")
+    kubeconfig = control_plane.write_kubeconfig("powerless", token)
+    started = weir("--leader-elect=false", kubeconfig=kubeconfig, awaited=False)
+    wait_said(started, "cannot watch Nodes", "forbidden")
+    assert started.stop() == 0, "an orderly end"
+
+
 def test_no_partition_is_taken_for_granted() -> None:
     """R54: aws-cn and aws-us-gov have ARNs and endpoints of their own. Labels of EKS are the same everywhere."""
     for path in SOURCE.glob("**/*.rs"):
