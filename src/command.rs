@@ -26,3 +26,9 @@ pub fn answer(text: &str) -> std::io::Result<bool> {
         other => other.map(|()| true),
     }
 }
+
+/// Writes a sentence to standard error. Where nobody reads that, work goes on without it.
+pub fn tell(sentence: &str) {
+    // There is nowhere else to say it, and `eprintln!` would end the process in the middle of what it does.
+    let _ = writeln!(std::io::stderr().lock(), "weir: {sentence}");
+}

@@ -59,7 +59,7 @@ fn serve(log: &Log, role: impl Future<Output = anyhow::Result<()>>) -> ExitCode 
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("weir: {error:#}");
+    command::tell(&format!("{error:#}"));
     ExitCode::FAILURE
 }
 

@@ -17,6 +17,8 @@ pub fn start(settings: &Log) -> anyhow::Result<()> {
         format!("--log: {:?} is no log filter; expected a level or directives such as info,weir=debug", settings.log)
     })?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // It would complain on standard error of a standard error that cannot be written to, and panic.
+    let log = log.log_internal_errors(false);
     match settings.log_format {
         LogFormat::Json => log.json().flatten_event(true).with_current_span(true).with_span_list(false).init(),
         LogFormat::Text => log.init(),

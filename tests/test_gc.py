@@ -10,12 +10,26 @@ import pytest
 from conftest import WeirFactory
 
 from sandbox.aws import Account
-from sandbox.checks import CALM, NOTHING, attached, is_served, left_in_aws, serve, target_groups, tags, writes
+from sandbox.checks import (
+    CALM,
+    NOTHING,
+    attached,
+    balancer,
+    is_served,
+    left_in_aws,
+    listeners,
+    serve,
+    tags,
+    target_groups,
+    target_of,
+    writes,
+)
 from sandbox.kube import Object
 from sandbox.process import wait_for
 from sandbox.question import FAILED, ISOLATED, PENDING, Answer, Asker
 from sandbox.question import NOTHING as OK
 from sandbox.scene import Scene
+from sandbox.view import lone_instances
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/{}/leases/weir-controller"
 Collector = Callable[..., Answer]
@@ -50,6 +64,10 @@ class Others:
         marks = {
             "untagged": {},
             "other-cluster": another | owner,
+            "in-tree": {"kubernetes.io/service-name": "shop/order", f"kubernetes.io/cluster/{account.cluster}": "owned"},
+            "lbc": {"elbv2.k8s.aws/cluster": account.cluster, "service.k8s.aws/stack": "shop/order"},
+            # Whoever has the name of the cluster wrong would delete another one's.
+            "no-id": cluster | owner,
             "twin": cluster | owner | {"weir.dev/cluster-uid": "another-id"},
             "ownerless": cluster | {"weir.dev/resource": "load-balancer"},
         }
@@ -93,7 +111,7 @@ class Others:
     @property
     def named(self) -> set[str]:
         """ARNs and ids that carry the cluster's name: what a person is told of."""
-        return {part for parts in self._parts[2:] for part in parts}
+        return {part for parts in self._parts[4:] for part in parts}
 
     def remove(self) -> None:
         for balancer, group, security in self._parts:
@@ -184,17 +202,82 @@ def test_orphans_go_and_everything_else_stays(
     drop(cluster, "kept")
     cluster.patch("going", {"metadata": {"finalizers": None}})
     protected = next(row for row in account.elbv2.describe_load_balancers()["LoadBalancers"] if "-kept-" in row["DNSName"])
-    protection = {"Key": "deletion_protection.enabled", "Value": "true"}
     arn = protected["LoadBalancerArn"]
-    account.elbv2.modify_load_balancer_attributes(LoadBalancerArn=arn, Attributes=[protection])
+    protect(account, arn)
     hindered = gc("--delete")
     assert hindered.code == FAILED
     left = {orphan["service"].rpartition("/")[2]: orphan.get("left") for orphan in hindered.report["orphans"]}
     assert left["going"] is None and "eletion protection" in left["kept"], left
-    account.elbv2.modify_load_balancer_attributes(LoadBalancerArn=arn, Attributes=[protection | {"Value": "false"}])
+    protect(account, arn, protects=False)
     assert gc("--delete").code == OK
     assert left_in_aws(account) == NOTHING
     assert gc().code == OK
+
+
+def protect(account: Account, arn: str, protects: bool = True) -> None:
+    protection = {"Key": "deletion_protection.enabled", "Value": str(protects).lower()}
+    account.elbv2.modify_load_balancer_attributes(LoadBalancerArn=arn, Attributes=[protection])
+
+
+def reader(cluster: Scene, *rules: tuple[str, str]) -> str:
+    """A kubeconfig of somebody who may read these resources, by API group, and no others."""
+    role = {"rules": [{"apiGroups": [group], "resources": [name], "verbs": ["get", "list"]} for group, name in rules]}
+    roles, named = "/apis/rbac.authorization.k8s.io/v1", {"metadata": {"name": cluster.namespace}}
+    cluster.kube.create(f"{roles}/clusterroles", named | role)
+    cluster.kube.create(cluster.path("serviceaccounts"), {"metadata": {"name": "reader"}})
+    binding = {
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": cluster.namespace},
+        "subjects": [{"kind": "ServiceAccount", "name": "reader", "namespace": cluster.namespace}],
+    }
+    cluster.kube.create(f"{roles}/clusterrolebindings", named | binding)
+    token = cluster.kube.service_account_token(cluster.namespace, "reader")
+    return str(cluster.control_plane.write_kubeconfig(f"reader-{cluster.namespace}", token))
+
+
+def test_in_doubt_nothing_is_deleted(cluster: Scene, account: Account, weir: WeirFactory, gc: Collector) -> None:
+    """Services that cannot be listed, a wrong name, nothing that answers, a cluster that still runs without any Auto
+    Scaling group; what is protected keeps all that it serves with; and a throttled account is only slower."""
+    controller = weir(CALM)
+    serve(cluster, account, "order")
+    hostname = serve(cluster, account, "kept")
+    arn = balancer(account, hostname)["LoadBalancerArn"]
+    assert controller.stop() == 0
+    drop(cluster, "order")
+    mark = account.mark()
+    blind = reader(cluster, ("", "nodes"), ("", "namespaces"))
+    dead = str(cluster.control_plane.write_kubeconfig("dead", cluster.control_plane.token, "https://127.0.0.1:9"))
+    for arguments, variables, words in (
+        ([], {"KUBECONFIG": blind}, "cannot list Services"),
+        ([], {"KUBECONFIG": dead}, "cannot read the namespace kube-system"),
+        ([], {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot read the account"),
+        (["--all"], {}, "Auto Scaling group workers has instances"),
+    ):
+        asked = gc("--delete", *arguments, **variables)
+        assert asked.code == FAILED and words in asked.errors, (arguments, variables, asked)
+    assert writes(account, mark) == []
+
+    # A cluster whose nodes are in no Auto Scaling group, as Karpenter's are.
+    account.workers.scale("workers", 0)
+    [lone] = lone_instances(account)
+    alive = gc("--all", "--delete")
+    assert alive.code == FAILED and f"carry its tag and run ({lone})" in alive.errors, alive.errors
+    account.workers.scale("workers", 3)
+    assert writes(account, mark) == []
+
+    # Everything is to go but for the force of protection, which leaves the rest as it is.
+    protect(account, arn)
+    account.faults({"operation": "DeleteTargetGroup", "code": "Throttling", "count": 2})
+    before = [row for row in target_groups(account) if "-kept-" in row["TargetGroupName"]]
+    forced = gc("--all", "--delete", "--force", "--timeout=20s")
+    account.faults()
+    assert forced.code == FAILED
+    left = {orphan["service"].rpartition("/")[2]: orphan.get("left") for orphan in forced.report["orphans"]}
+    assert left["order"] is None and "eletion protection" in left["kept"], left
+    assert [row for row in target_groups(account)] == before
+    assert {row["TargetGroupArn"] for row in before} <= attached(account)
+    assert target_of(listeners(account, arn)[80]) == before[0]["TargetGroupArn"]
+    assert len(left_in_aws(account)["groups"]) == 2 and left_in_aws(account)["node rules"]
+    protect(account, arn, protects=False)
 
 
 def test_what_a_cluster_left_that_is_gone(

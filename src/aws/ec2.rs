@@ -57,24 +57,49 @@ impl Aws {
         for chunk in instances.chunks(INSTANCES_PER_CALL) {
             // By filter, since one unknown id fails a call that names ids.
             let ids = filter("instance-id", chunk.iter().map(InstanceId::as_str));
-            let mut token = None;
-            loop {
-                let request =
-                    self.ec2.describe_instances().filters(ids.clone()).max_results(PAGE).set_next_token(token);
-                let page = call!(self.read, "ec2:DescribeInstances", "*", request)?;
-                for shown in page.reservations().iter().flat_map(Reservation::instances) {
-                    let (Some(id), Some(vpc)) = (shown.instance_id(), shown.vpc_id()) else { continue };
-                    let groups = shown.security_groups().iter();
-                    let groups = groups.filter_map(|group| Some(group.group_id()?.into())).collect();
-                    found.insert(id.into(), Instance { vpc: vpc.into(), groups });
-                }
-                token = page.next_token.filter(|token| !token.is_empty());
-                if token.is_none() {
-                    break;
-                }
-            }
+            found.extend(self.read_instances(vec![ids]).await?);
         }
         Ok(found)
+    }
+
+    /// Instances that run, or are about to, and carry one of the tags by which a cluster's are known: that of the cloud
+    /// provider, which kOps, eksctl and Karpenter set too; that of managed node groups; that of EKS Auto Mode.
+    ///
+    /// # Errors
+    /// As of DescribeInstances.
+    pub async fn describe_running(&self, cluster: &str) -> Result<BTreeSet<InstanceId>, AwsError> {
+        let key = format!("kubernetes.io/cluster/{cluster}");
+        let marks = [
+            filter("tag-key", [key.as_str()]),
+            filter("tag:eks:cluster-name", [cluster]),
+            filter("tag:eks:eks-cluster-name", [cluster]),
+        ];
+        let mut found = BTreeSet::new();
+        for mark in marks {
+            let states = filter("instance-state-name", ["pending", "running"]);
+            found.extend(self.read_instances(vec![mark, states]).await?.into_keys());
+        }
+        Ok(found)
+    }
+
+    async fn read_instances(&self, filters: Vec<Filter>) -> Result<BTreeMap<InstanceId, Instance>, AwsError> {
+        let mut found = BTreeMap::new();
+        let mut token = None;
+        loop {
+            let filters = Some(filters.clone());
+            let request = self.ec2.describe_instances().set_filters(filters).max_results(PAGE).set_next_token(token);
+            let page = call!(self.read, "ec2:DescribeInstances", "*", request)?;
+            for shown in page.reservations().iter().flat_map(Reservation::instances) {
+                let (Some(id), Some(vpc)) = (shown.instance_id(), shown.vpc_id()) else { continue };
+                let groups = shown.security_groups().iter();
+                let groups = groups.filter_map(|group| Some(group.group_id()?.into())).collect();
+                found.insert(id.into(), Instance { vpc: vpc.into(), groups });
+            }
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     /// Subnets of a VPC.

@@ -33,7 +33,8 @@ use crate::controller::plan::Wait;
 use crate::controller::reconcile::give_back;
 use crate::controller::rehearsal::{Act, Rehearsal, Script, Wish, rehearse};
 use crate::controller::{backend, targets};
-use crate::model::ownership::{self, CLUSTER_TAG, Owner, Role, SERVICE_TAG, UID_TAG};
+use crate::model::id::ServiceKey;
+use crate::model::ownership::{self, CLUSTER_TAG, CLUSTER_UID_TAG, Owner, Role, SERVICE_TAG, Tags, UID_TAG};
 use crate::model::service::{FINALIZER, Scheme, is_claimed, owner_of};
 use crate::settings::Controller;
 use crate::telemetry;
@@ -63,7 +64,8 @@ pub async fn run(settings: settings::Gc) -> anyhow::Result<ExitCode> {
         let outcome = async {
             // What a controller has done until now is seen only now.
             sight = Sight::take(&settings, cluster.as_ref(), lease.claim()).await?;
-            delete(&sight.account, &sight.found, settings.timeout).await
+            sight.found.check(&settings)?;
+            delete(&sight, cluster.as_ref(), settings.timeout).await
         };
         let outcome = outcome.await;
         lease.resign().await;
@@ -97,7 +99,9 @@ impl Sight {
             Some(cluster) => list_services(&cluster.client).await?,
             None => vec![],
         };
-        let found = Found::of(&account, cluster, &living);
+        let doubtful = set_aside(&account);
+        let running = if cluster.is_none() { running(&account).await? } else { vec![] };
+        let found = Found::of(&account, cluster, &living, Signs { doubtful, running });
         Ok(Self { account, found })
     }
 }
@@ -117,6 +121,12 @@ impl Cluster {
         let uid = cluster_uid(&client).await?;
         let nodes = list_nodes(&client).await?;
         Ok(Self { client, controller, uid, nodes })
+    }
+
+    /// A Service that is to have a load balancer now, if there is one.
+    async fn wanting(&self) -> anyhow::Result<Option<ServiceKey>> {
+        let services = list_services(&self.client).await?;
+        Ok(services.iter().find(|service| self.wants(service)).map(|service| owner_of(service).service))
     }
 
     /// Whether a Service is to have a load balancer.
@@ -174,6 +184,49 @@ async fn open_gone(settings: &settings::Gc, claim: Claim) -> anyhow::Result<Acco
     }
 }
 
+/// Takes out of the view what carries the cluster's name, and no id: nothing proves that this cluster made it, and not
+/// another one of the name, or the one that a slip of the name has hit. A controller knows its name, and puts the id on
+/// what it serves. Returns why, by resource.
+fn set_aside(account: &Account) -> BTreeMap<String, String> {
+    let mut state = account.state();
+    let Observed { balancers, target_groups, groups, .. } = &mut state.observed;
+    let lacks = |tags: &Tags| !tags.contains_key(CLUSTER_UID_TAG);
+    let balancers = balancers.extract_if(.., |_, it| lacks(&it.tags)).map(|(_, it)| it.arn.to_string());
+    let target_groups = target_groups.extract_if(.., |_, it| lacks(&it.tags)).map(|(_, it)| it.arn.to_string());
+    let groups = groups.extract_if(.., |_, it| lacks(&it.tags)).map(|(_, it)| it.id.to_string());
+    let why = format!(
+        "carries {CLUSTER_TAG}, but not {CLUSTER_UID_TAG}, which would say of which cluster of this name it is"
+    );
+    balancers.chain(target_groups).chain(groups).map(|resource| (resource, why.clone())).collect()
+}
+
+/// Signs that a cluster lives, in sentences: Auto Scaling groups with instances, and instances in none, as Karpenter
+/// launches them.
+async fn running(account: &Account) -> anyhow::Result<Vec<String>> {
+    let cluster = &account.policy.cluster;
+    let mut instances =
+        account.aws.describe_running(cluster).await.context("cannot tell whether the cluster is gone")?;
+    let state = account.state();
+    let asgs = state.observed.asgs.iter().filter(|(_, asg)| asg.is_tagged_for(cluster) && !asg.instances.is_empty());
+    let mut signs = vec![];
+    for (name, asg) in asgs {
+        instances.retain(|instance| !asg.instances.contains(instance));
+        signs.push(format!("Auto Scaling group {name} has instances"));
+    }
+    if let Some(one) = instances.first() {
+        signs.push(format!("{} more instances carry its tag and run ({one})", instances.len()));
+    }
+    Ok(signs)
+}
+
+/// What was found out beside the view.
+struct Signs {
+    /// What carries the cluster's name, and no id.
+    doubtful: BTreeMap<String, String>,
+    /// What shows that the cluster lives.
+    running: Vec<String>,
+}
+
 /// What there is to delete, and what is left alone.
 struct Found {
     /// Services that are gone and own something.
@@ -186,22 +239,22 @@ struct Found {
     kept: BTreeMap<String, String>,
     /// Services that wait for weir.
     waiting: Vec<String>,
-    /// Auto Scaling groups of the cluster with instances.
+    /// With `--all`: what shows that the cluster lives, in sentences.
     running: Vec<String>,
 }
 
 impl Found {
-    fn of(account: &Account, cluster: Option<&Cluster>, living: &[Service]) -> Self {
+    fn of(account: &Account, cluster: Option<&Cluster>, living: &[Service], signs: Signs) -> Self {
+        let Signs { doubtful, running } = signs;
         let is_wanted = |service: &Service| cluster.is_some_and(|cluster| cluster.wants(service));
         let state = account.state().clone();
         let cluster = &account.policy.cluster;
         let uids: BTreeSet<_> = living.iter().filter_map(ResourceExt::uid).collect();
         let owners: Vec<_> =
             state.observed.owners(cluster).into_iter().filter(|owner| !uids.contains(&owner.uid)).collect();
-        let unowned = unowned(cluster, &state.observed);
+        let mut unowned = unowned(cluster, &state.observed);
+        unowned.extend(doubtful);
         let needs_shared = !unowned.is_empty() || living.iter().any(is_wanted);
-        let asgs = state.observed.asgs.iter().filter(|(_, asg)| asg.is_tagged_for(cluster));
-        let running = asgs.filter(|(_, asg)| !asg.instances.is_empty()).map(|(name, _)| name.to_string()).collect();
         let twins = state.observed.twins.iter();
         let twins =
             twins.map(|(resource, uid)| (resource.clone(), format!("belongs to another cluster of this name, {uid}")));
@@ -226,10 +279,10 @@ impl Found {
     /// Whether it may be deleted.
     fn check(&self, settings: &settings::Gc) -> anyhow::Result<()> {
         if settings.all && !settings.force && !self.running.is_empty() {
-            let asgs = self.running.join(", ");
+            let signs = self.running.join(", ");
             bail!(
-                "the cluster does not seem to be gone: its Auto Scaling group {asgs} has instances. Without --all \
-                 what belongs to Services that are gone is found; --force deletes everything all the same"
+                "the cluster does not seem to be gone: {signs}. Without --all what belongs to Services that are gone \
+                 is found; --force deletes everything all the same"
             );
         }
         Ok(())
@@ -271,7 +324,12 @@ async fn hold_lease(client: &kube::Client, namespace: &str) -> anyhow::Result<Ca
 
 /// Deletes until nothing is left, nothing can be done about the rest, or the time is over. Returns what is left of each
 /// UID, and of what all share under an empty one, and why.
-async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::Result<BTreeMap<String, String>> {
+async fn delete(
+    sight: &Sight,
+    cluster: Option<&Cluster>,
+    timeout: Duration,
+) -> anyhow::Result<BTreeMap<String, String>> {
+    let Sight { account, found } = sight;
     let deadline = Instant::now() + timeout;
     let mut left = BTreeMap::new();
     let mut open = found.owners.clone();
@@ -296,7 +354,7 @@ async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::
                 Err(error) => (error.to_string(), is_hopeless(&error)),
             };
             if left.insert(owner.uid.clone(), because.clone()).as_ref() != Some(&because) {
-                eprintln!("weir: {}: {because}", owner.service);
+                super::tell(&format!("{}: {because}", owner.service));
             }
             if !is_hopeless {
                 again.push(owner);
@@ -306,13 +364,19 @@ async fn delete(account: &Account, found: &Found, timeout: Duration) -> anyhow::
         let mut failed = targets::let_go(account).await;
         let released = account.state().place(&account.policy.cluster, Instant::now());
         let is_clear = released.detach.is_empty() && released.detach_legacy.is_empty();
-        if open.is_empty() && is_clear {
+        // A Service may have come while AWS was waited for.
+        let newcomer = match cluster {
+            Some(cluster) if open.is_empty() && is_clear && !found.needs_shared => cluster.wanting().await?,
+            _ => None,
+        };
+        if open.is_empty() && is_clear && newcomer.is_none() {
             failed.extend(release_shared(account, found).await.err());
         }
         let is_over = failed.iter().all(is_hopeless);
         is_stuck = is_over && !failed.is_empty();
-        match failed.first() {
-            Some(error) => drop(left.insert(String::new(), error.to_string())),
+        let needed = newcomer.map(|service| format!("Service {service} needs it by now"));
+        match failed.first().map(ToString::to_string).or(needed) {
+            Some(because) => drop(left.insert(String::new(), because)),
             None => drop(left.remove("")),
         }
         if (open.is_empty() && is_over && (is_clear || is_stuck)) || Instant::now() >= deadline {
@@ -394,9 +458,7 @@ impl Report {
                  {FINALIZER} off and run this again"
             )
         }).collect();
-        if settings.all && !found.running.is_empty() {
-            notes.push(format!("Auto Scaling group {} of this cluster has instances", found.running.join(", ")));
-        }
+        notes.extend(found.running.iter().map(|sign| format!("the cluster does not seem to be gone: {sign}")));
         let orphans = orphans.collect();
         Self {
             cluster: account.policy.cluster.clone(),

@@ -16,6 +16,7 @@ use super::index::Index;
 use super::programme::Programme;
 use super::ruleset::{Facts, Order, fixed_chains, pick_chains};
 use super::run::first_facts;
+use crate::command;
 use crate::model::id::ServiceKey;
 use crate::netfilter::Family;
 use crate::netfilter::netlink::Channel;
@@ -53,7 +54,7 @@ pub async fn answer(question: NodeQuestion, settings: settings::Node) -> anyhow:
         NodeQuestion::Trace { from, to, protocol } => tell_path(&index, &facts, &from, to, protocol)?,
         NodeQuestion::Rules { service } => tell_rules(&index, &facts, &service)?,
     };
-    print!("{text}");
+    command::answer(&text)?;
     Ok(())
 }
 
