@@ -98,7 +98,7 @@ pub async fn known(client: &kube::Client, place: &Place) -> anyhow::Result<Contr
     match (found, deployed) {
         (Some(settings), Ok(_)) => Ok(settings),
         (Some(settings), Err(why)) => {
-            eprintln!("weir: the controller's settings are taken to be the defaults: {name} {why}");
+            super::tell(&format!("the controller's settings are taken to be the defaults: {name} {why}"));
             Ok(settings)
         }
         (None, deployed) => {

@@ -37,6 +37,8 @@ pub struct Manifest {
     pub service: Service,
     /// Whether the files have its namespace, with the label that keeps its Services from the admission policy.
     pub namespace_opts_out: bool,
+    /// Fields that no Service has, so far as is known here.
+    pub unknown: Vec<String>,
 }
 
 impl Manifest {
@@ -103,7 +105,7 @@ pub fn parse(texts: &[(String, String)], namespace: &str) -> anyhow::Result<Vec<
         for document in documents(text, source)? {
             let text = |pointer| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             match (text("/kind"), text("/apiVersion")) {
-                ("Service", "v1") => services.push(read_service(document, source, namespace)?),
+                ("Service", "v1") => services.push(read_service(&document, source, namespace)?),
                 ("Namespace", "v1") if text(CLASS_LABEL_POINTER) == CLASS_LABEL.1 => {
                     opted_out.insert(text("/metadata/name").to_owned());
                 }
@@ -146,15 +148,38 @@ fn as_service(mut item: Value) -> Value {
     item
 }
 
-fn read_service(document: Value, source: &str, namespace: &str) -> anyhow::Result<Manifest> {
+fn read_service(document: &Value, source: &str, namespace: &str) -> anyhow::Result<Manifest> {
     let name = document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
     if name.is_empty() {
         bail!("--filename: {source} has a Service without metadata.name");
     }
-    let mut service: Service = serde_json::from_value(document)
+    let mut service: Service = serde_json::from_value(document.clone())
         .with_context(|| format!("--filename: {source}: Service {name} is not as the API server takes it"))?;
+    let mut unknown = vec![];
+    note_unknown(document, &serde_json::to_value(&service)?, "", &mut unknown);
     service.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
-    Ok(Manifest { source: source.to_owned(), service, namespace_opts_out: false })
+    Ok(Manifest { source: source.to_owned(), service, unknown, namespace_opts_out: false })
+}
+
+/// Names the fields that are written and were not understood.
+fn note_unknown(written: &Value, understood: &Value, path: &str, unknown: &mut Vec<String>) {
+    match (written, understood) {
+        (Value::Object(written), Value::Object(understood)) => {
+            for (key, value) in written.iter().filter(|(_, value)| !value.is_null()) {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                match understood.get(key) {
+                    Some(understood) => note_unknown(value, understood, &path, unknown),
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(understood)) => {
+            for (index, (value, understood)) in written.iter().zip(understood).enumerate() {
+                note_unknown(value, understood, &format!("{path}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A Service as the API server would have it.
@@ -221,6 +246,10 @@ pub struct Admission<'a> {
 pub fn admit(manifest: &Manifest, admission: &Admission<'_>) -> Admitted {
     let mut service = manifest.service.clone();
     let mut assumed = vec![];
+    if !manifest.unknown.is_empty() {
+        let fields = manifest.unknown.join(", ");
+        assumed.push(format!("the API server drops what it does not know, unless kubectl refuses it first: {fields}"));
+    }
     let existing = admission.existing;
     let spec = service.spec.get_or_insert_default();
     let before = existing.and_then(|existing| existing.spec.as_ref());
@@ -384,7 +413,7 @@ metadata: {name: order}
     fn one(spec: Value) -> Manifest {
         let service = json!({"metadata": {"name": "order", "namespace": "shop"}, "spec": spec});
         let service = serde_json::from_value(service).unwrap();
-        Manifest { source: "file".into(), service, namespace_opts_out: false }
+        Manifest { source: "file".into(), service, namespace_opts_out: false, unknown: vec![] }
     }
 
     fn parsed(text: &str) -> anyhow::Result<Vec<Manifest>> {
@@ -407,6 +436,29 @@ metadata: {name: order}
         let list = json!({"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "a"}}]});
         assert_eq!(parsed(&list.to_string()).unwrap()[0].key().to_string(), "ns/a");
         assert!(parsed("").unwrap().is_empty());
+    }
+
+    #[test]
+    fn fields_that_no_service_has_are_named() {
+        let text = "
+apiVersion: v1
+kind: Service
+metadata: {name: order, creationTimestamp: null, annotation: {a: b}}
+spec:
+  type: LoadBalancer
+  loadBalancerClas: weir.dev/nlb
+  ports: [{port: 80, targetPort: web}, {port: 81, nodeport: 30081}]
+status: {loadBalancer: {}}
+";
+        let [manifest] = &parsed(text).unwrap()[..] else { panic!() };
+        assert_eq!(manifest.unknown, ["metadata.annotation", "spec.loadBalancerClas", "spec.ports[1].nodeport"]);
+        assert!(
+            admitted(manifest, None).assumed[0]
+                .ends_with("metadata.annotation, spec.loadBalancerClas, spec.ports[1].nodeport")
+        );
+        for manifest in parsed(TWO).unwrap() {
+            assert_eq!(manifest.unknown, [""; 0]);
+        }
     }
 
     #[test]

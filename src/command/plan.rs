@@ -57,8 +57,12 @@ pub async fn run(settings: settings::Plan) -> anyhow::Result<ExitCode> {
     // A mistake in a file shall not cost a reading of the account.
     let manifests = manifest::read(&settings.files, &settings.default_namespace)?;
     let scope = Scope::of(&settings, &manifests);
-    let (snapshot, unread) = match &settings.snapshot {
-        Some(path) => (Snapshot::load(path)?, vec![]),
+    let snapshot = match &settings.snapshot {
+        Some(path) => {
+            let snapshot = Snapshot::load(path)?;
+            agree(&settings, &snapshot)?;
+            snapshot
+        }
         None => take_snapshot(&settings, &manifests, &scope).await?,
     };
     if let Some(path) = &settings.save_snapshot {
@@ -66,8 +70,7 @@ pub async fn run(settings: settings::Plan) -> anyhow::Result<ExitCode> {
     }
     let cast = cast(&snapshot, &manifests, Timestamp::now());
     let rehearsal = rehearse_all(&snapshot, &cast);
-    let mut report = Report::of(&snapshot, &cast, &rehearsal, &scope);
-    report.unread.extend(unread);
+    let report = Report::of(&snapshot, &cast, &rehearsal, &scope);
     scope.check(&report)?;
     super::answer(&match settings.output {
         Output::Text => report.text(&scope),
@@ -117,11 +120,7 @@ impl Scope {
 }
 
 /// Reads cluster and account. Nothing is written: this process leads nobody, and no write leaves without a claim.
-async fn take_snapshot(
-    settings: &settings::Plan,
-    manifests: &[Manifest],
-    scope: &Scope,
-) -> anyhow::Result<(Snapshot, Vec<String>)> {
+async fn take_snapshot(settings: &settings::Plan, manifests: &[Manifest], scope: &Scope) -> anyhow::Result<Snapshot> {
     let client = connect().await?;
     let controller = settings.overrides.over(deployed::known(&client, &settings.place).await?);
     let nodes = list_nodes(&client).await?;
@@ -149,10 +148,34 @@ async fn take_snapshot(
         errors.extend(find_out(&account, &rehearsal).await);
         snapshot = snapshot_of(&account, &controller, &nodes, &services);
     }
-    let mut unread: Vec<_> = errors.iter().map(AwsError::to_string).collect();
-    unread.sort();
-    unread.dedup();
-    Ok((snapshot, unread))
+    snapshot.unread = errors.iter().map(AwsError::to_string).collect();
+    Ok(snapshot)
+}
+
+/// A snapshot holds the settings: whoever gives others would get an answer to another question.
+fn agree(settings: &settings::Plan, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let settings::Plan { place, overrides, .. } = settings;
+    let policy = &snapshot.policy;
+    let range = |(from, to): (u16, u16)| format!("{from}-{to}");
+    let vpc = snapshot.facts.as_ref().map(|facts| facts.vpc.to_string());
+    let flags = [
+        ("--cluster-name", place.cluster_name.clone(), policy.cluster.clone()),
+        ("--region", place.region.clone(), snapshot.region.clone()),
+        ("--vpc-id", overrides.vpc_id.clone(), vpc.unwrap_or_else(|| "none".to_owned())),
+        ("--load-balancer-class", overrides.load_balancer_class.clone(), snapshot.class.clone()),
+        ("--claim-classless", overrides.claim_classless.then(|| "true".into()), snapshot.claim_classless.to_string()),
+        ("--default-scheme", overrides.default_scheme.map(|it| it.to_string()), policy.default_scheme.to_string()),
+        ("--node-port-range", overrides.node_port_range.map(range), range(policy.node_ports)),
+        ("--health-port", overrides.health_port.map(|it| it.to_string()), policy.health_port.to_string()),
+    ];
+    for (flag, given, stored) in flags {
+        if let Some(given) = given.filter(|given| *given != stored) {
+            bail!(
+                "{flag}: {given}, but the snapshot holds {stored}; leave it out, or take another with --save-snapshot"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn snapshot_of(account: &Account, controller: &Controller, nodes: &[Node], services: &[Service]) -> Snapshot {
@@ -285,7 +308,7 @@ struct Report {
     /// What is done for all Services together.
     shared: Vec<Line>,
     /// What could not be read, and is left alone.
-    unread: Vec<String>,
+    unread: BTreeSet<String>,
     /// Sentences about the cluster.
     notes: Vec<String>,
     /// Whether what is shown comes to an end.
@@ -336,6 +359,9 @@ impl Report {
             let cluster = &snapshot.policy.cluster;
             notes.push(format!("another cluster is called {cluster}: what it owns ({twins} resources) is left alone"));
         }
+        if matches!(scope, Scope::Files(keys) if keys.is_empty()) {
+            notes.push("no Service is in what --filename names".to_owned());
+        }
         if !rehearsal.settled {
             notes.push("the plan has no end: what is shown repeats itself, which is a mistake in weir".to_owned());
         }
@@ -346,7 +372,7 @@ impl Report {
             is_stored: snapshot.is_stored,
             services,
             shared: lines(&rehearsal.shared),
-            unread: unread(rehearsal),
+            unread: unread(rehearsal).chain(snapshot.unread.iter().cloned()).collect::<BTreeSet<_>>(),
             notes,
             is_settled: rehearsal.settled,
             summary,
@@ -398,10 +424,10 @@ impl Report {
 }
 
 /// Target groups and nodes without which something could not be decided.
-fn unread(rehearsal: &Rehearsal) -> Vec<String> {
+fn unread(rehearsal: &Rehearsal) -> impl Iterator<Item = String> {
     let groups = rehearsal.unread.iter().map(|arn| format!("the targets of target group {arn}"));
     let instances = rehearsal.unresolved.iter().map(|id| format!("the Auto Scaling group of instance {id}"));
-    groups.chain(instances).collect()
+    groups.chain(instances)
 }
 
 impl Entryline {

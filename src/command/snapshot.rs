@@ -1,6 +1,6 @@
 //! What was read of a cluster and its account, in a file: enough to plan again without any network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -50,6 +50,8 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     /// All Services.
     pub services: Vec<Service>,
+    /// What could not be read, in sentences.
+    pub unread: BTreeSet<String>,
 }
 
 /// The file.
@@ -81,6 +83,7 @@ impl Snapshot {
             targets: state.targets.clone(),
             nodes,
             services,
+            unread: BTreeSet::new(),
         }
     }
 
