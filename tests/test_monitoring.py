@@ -113,13 +113,14 @@ def worked(cluster, account, weir) -> Iterator:
         {"operation": "CreateLoadBalancer", "code": "TooManyLoadBalancers", "count": -1},
         {"operation": "DescribeTags", "code": "Throttling", "count": 4},
         {"operation": "DescribeSubnets", "code": "UnauthorizedOperation", "status": 403},
+        {"operation": "DescribeLoadBalancers", "code": "ExpiredToken", "status": 403},
     )
     cluster.expose("failed")
     cluster.wait_event("failed", "AwsQuotaExceeded")
     cluster.expose("gone", annotations={f"{ANNOTATION}scheme": "nowhere"})
     cluster.wait_event("gone", "InvalidConfiguration")
     cluster.delete("gone")
-    results = ("AwsThrottled", "AwsAccessDenied", "AwsQuotaExceeded")
+    results = ("AwsThrottled", "AwsAccessDenied", "AwsCredentialsInvalid", "AwsQuotaExceeded")
 
     def failed() -> bool:
         scrape = Scrape(controller.metrics())
