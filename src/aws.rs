@@ -39,23 +39,32 @@ pub struct Aws {
 
 /// Configuration from the environment: credentials of IRSA, EKS Pod Identity or a profile, endpoints, and the Region
 /// unless one is given.
-pub async fn configuration(region: Option<String>) -> SdkConfig {
+///
+/// # Errors
+/// There are no CA certificates. The SDK would panic at its first call.
+pub async fn configuration(region: Option<String>) -> anyhow::Result<SdkConfig> {
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        anyhow::bail!(
+            "cannot check who answers for AWS: no CA certificates are found; install ca-certificates, or set \
+             SSL_CERT_FILE to a file of them"
+        );
+    }
     let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
         .timeout_config(TimeoutConfig::builder().operation_timeout(CALL_TIMEOUT).build());
-    match region {
+    Ok(match region {
         Some(region) => loader.region(Region::new(region)).load().await,
         None => loader.load().await,
-    }
+    })
 }
 
 impl Aws {
     /// Clients with the environment's credentials, for this Region or the environment's.
     ///
     /// # Errors
-    /// No Region is known.
+    /// No Region is known, or no CA certificate.
     pub async fn connect(region: Option<String>, metrics: &Metrics, claim: &Claim) -> anyhow::Result<Self> {
-        let config = configuration(region).await;
+        let config = configuration(region).await?;
         if config.region().is_none() {
             anyhow::bail!("cannot find the AWS Region: set --region or AWS_REGION");
         }

@@ -376,7 +376,7 @@ impl World {
         Mock::given(any()).respond_with(fake.clone()).mount(&server).await;
 
         let waits = Impatient::default();
-        let config = weir::aws::configuration(Some("us-east-1".into())).await;
+        let config = weir::aws::configuration(Some("us-east-1".into())).await.unwrap();
         let mut config = config.into_builder();
         config
             .set_credentials_provider(Some(SharedCredentialsProvider::new(Credentials::new(

@@ -87,6 +87,21 @@ def test_a_region_that_nobody_names_ends_it(control_plane, account, weir, cluste
     assert "cannot find the AWS Region: set --region or AWS_REGION" in ended(started)
 
 
+def test_a_region_that_does_not_exist_is_named_and_waited_for(cluster, account, weir):
+    """Its endpoints have no addresses; no list of Regions in a program would hold for long."""
+    started = weir("--region=eu-cental-1", environment={"AWS_ENDPOINT_URL": ""}, awaited=False)
+    line = wait_said(started, "cannot read the account", "dns error")
+    assert (line["level"], line["region"]) == ("ERROR", "eu-cental-1")
+    assert started.get("/readyz") == 503 and started.get("/livez") == 200
+
+
+def test_without_ca_certificates_it_ends_with_a_sentence(cluster, account, weir, tmp_path):
+    """The AWS SDK would panic."""
+    nowhere = str(tmp_path / "none")
+    started = weir(environment={"SSL_CERT_FILE": nowhere, "SSL_CERT_DIR": nowhere}, awaited=False)
+    assert "no CA certificates are found; install ca-certificates, or set SSL_CERT_FILE" in ended(started)
+
+
 def test_the_name_of_another_cluster_ends_it_before_anything_is_made(cluster, account, weir):
     """All that weir made under a wrong name it would make a second time under the right one."""
     cluster.expose("order")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sandbox import manifests, netns, proxies
+from sandbox import doctor, manifests, netns, proxies
 from sandbox.aws import REGION, Account
 from sandbox.cluster import ControlPlane
 from sandbox.container import Container
@@ -411,7 +411,8 @@ def test_install_serve_upgrade_uninstall(
     shop.wait_event("wrong", "InvalidConfiguration")
 
     louder = workload("Deployment", "weir-controller", {"env": [{"name": "WEIR_LOG", "value": "info,weir=debug"}]})
-    faster = workload("Deployment", "weir-controller", {"env": [{"name": "WEIR_DRIFT_INTERVAL", "value": "2s"}]})
+    often = [{"name": f"WEIR_{name}_INTERVAL", "value": "2s"} for name in ("DRIFT", "RETRY_MAX")]
+    faster = workload("Deployment", "weir-controller", {"env": often})
     terminal.kustomization(patches=[*patches, *({"patch": json.dumps(each)} for each in (louder, faster))])
     mark = account.mark()
     terminal.type(install.splitlines()[0])
@@ -419,6 +420,19 @@ def test_install_serve_upgrade_uninstall(
     plane.kube.wait(lambda: len(drift_checks(account, mark)) > 2, 20, "drift checks of the new leader")
     assert writes(account, mark) == []
     assert shop.hostname("order") == hostname
+
+    # A permission is taken away: the Event and the doctor name it. Given back, what waited for it goes on.
+    denied = {"operation": "CreateSecurityGroup", "code": "UnauthorizedOperation", "status": 403, "count": -1}
+    account.faults(denied)
+    shop.expose("late")
+    shop.wait_event("late", "AwsAccessDenied")
+    seen = doctor.environment(plane.kubeconfig, account.localstack.endpoint, account.id)
+    told_by = doctor.read(doctor.run("doctor", "--output=json", **seen))
+    told_by.first("permission-denied", "ec2:CreateSecurityGroup")
+    account.faults()
+    shop.wait_hostname("late")
+    shop.delete("late")
+    shop.wait_gone("late")
 
     # Somebody takes the finalizer away: what that Service had is found by its tags.
     shop.expose("lost")

@@ -29,7 +29,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 pub async fn run(settings: Status) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
     let controller = deployed::known(&client, &settings.place).await?;
-    let config = aws::configuration(region(&client, &controller).await).await;
+    let config = aws::configuration(region(&client, &controller).await).await?;
     if config.region().is_none() {
         bail!("cannot find the AWS Region: set --region or AWS_REGION");
     }

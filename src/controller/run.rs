@@ -267,7 +267,8 @@ async fn read_first(context: &Context, rotation: &mut drift::Rotation, stop: &Ca
             return context.metrics.checked(began.elapsed(), Timestamp::now());
         };
         failures += 1;
-        tracing::error!(error = %chain(&error), ?delay, "cannot read the account");
+        let region = context.account.aws.region();
+        tracing::error!(error = %chain(&error), region, ?delay, "cannot read the account");
         if error.is_worth_an_event(failures) && told.as_ref() != Some(&error) {
             tell_waiting(context, &error).await;
             told = Some(error);
@@ -285,7 +286,8 @@ async fn tell_waiting(context: &Context, error: &AwsError) {
         Ok(list) => list.items,
         Err(unread) => return tracing::warn!(error = %chain(&unread), "cannot tell Services what they wait for"),
     };
-    let note = format!("the AWS account cannot be read: {error}");
+    // A Region that does not exist has no endpoints, and the error does not say of which Region.
+    let note = format!("the AWS account cannot be read in Region {}: {error}", context.account.aws.region());
     for service in services.iter().filter(|service| is_claimed(service, &context.class, context.claim_classless)) {
         context.reporter.tell(service, Kind::Warning, error.class.reason(), &note).await;
     }

@@ -225,6 +225,8 @@ pub enum Identity {
     Refused(AwsError),
     /// Nobody tells the Region.
     NoRegion,
+    /// Nobody could be trusted to be AWS, and why.
+    NoTrust(String),
 }
 
 /// The account.

@@ -123,6 +123,7 @@ pub fn usable(facts: &Facts) -> Result<(), Unseen> {
         }
         Identity::Refused(_) => "AWS does not answer",
         Identity::NoRegion => "the AWS Region is not known",
+        Identity::NoTrust(_) => "there are no CA certificates",
         Identity::Known(_) => return Ok(()),
     };
     Err(Unseen(why.into()))
@@ -201,6 +202,10 @@ fn no_region(facts: &Facts) -> Verdict {
 }
 
 fn unreachable(facts: &Facts) -> Verdict {
+    if let Identity::NoTrust(why) = &facts.cloud.identity {
+        let remedy = "weir's images have CA certificates; look at what is mounted over /etc/ssl, and at SSL_CERT_FILE";
+        return Ok(vec![Found::error(why.clone(), remedy).explaining(EVERYTHING)]);
+    }
     let silent = |error: &&AwsError| error.class == Class::Transient && trouble(error).is_none();
     let Some(error) = refusals(facts).find(silent) else {
         return usable(facts).map(|()| vec![]);

@@ -459,6 +459,8 @@ fn credentials() {
         facts.cloud = unasked(Identity::Refused(lost));
     });
     first(&report, "aws-unreachable", Error, &["dns error", "us-east-1"]);
+    let report = but(|facts| facts.cloud = unasked(Identity::NoTrust("no CA certificates are found".into())));
+    first(&report, "aws-unreachable", Error, &["no CA certificates"]);
 }
 
 #[test]

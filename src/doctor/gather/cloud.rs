@@ -37,7 +37,10 @@ const NO_PREFIX_LIST: &str = "pl-00000000000000000";
 /// Reads the account, as far as it lets us.
 pub async fn gather(place: &Place, controller: &Seen<Controller>, kubernetes: &Kubernetes) -> Cloud {
     let region = region(place, controller, kubernetes);
-    let config = aws::configuration(region).await;
+    let config = match aws::configuration(region.clone()).await {
+        Ok(config) => config,
+        Err(error) => return nothing(region.unwrap_or_default(), Identity::NoTrust(format!("{error:#}"))),
+    };
     let config = config.into_builder().retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS)).build();
     let region = config.region().map(ToString::to_string).unwrap_or_default();
     // Writes are dry runs.
