@@ -109,7 +109,7 @@ impl Aws {
     }
 }
 
-/// Sends a request after its bucket lets it go, measures both, and says what failed in our words.
+/// Sends a request after its bucket lets it go, measures both, traces the call, and says what failed in our words.
 ///
 /// `call!(self.read, "elasticloadbalancing:DescribeTags", "resource", self.elb.describe_tags()…)`
 macro_rules! call {
@@ -118,8 +118,13 @@ macro_rules! call {
         let bucket = $self.throttle.$bucket($action).await;
         $self.metrics.throttled(bucket, asked.elapsed());
         let sent = tokio::time::Instant::now();
-        let answer =
-            $request.send().await.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error));
+        let span = $crate::telemetry::otlp::call($action);
+        // Boxed, since every caller's future holds it.
+        let answer = tracing::Instrument::instrument(Box::pin($request.send()), span.clone()).await;
+        let answer = answer.map_err(|error| $crate::aws::classify::AwsError::new($action, $resource, &error));
+        if let Err(error) = &answer {
+            $crate::telemetry::otlp::failed(&span, &error.code);
+        }
         $self.metrics.called($action, sent.elapsed(), answer.as_ref().err().map(|error| error.class));
         answer
     }};

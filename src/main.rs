@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use tokio::runtime::Runtime;
 use weir::settings::{Cli, Command, Log, Node, NodeCommand};
 use weir::{command, controller, node, telemetry};
 
@@ -44,17 +45,20 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 /// Runs a role with its log, whose last line says why it ended.
 fn serve(log: &Log, role: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    if let Err(error) = telemetry::start(log) {
-        return fail(&error);
-    }
-    match block_on(role) {
-        Ok(()) => ExitCode::SUCCESS,
+    let ended = runtime().map_err(Into::into).and_then(|runtime| {
+        let traces = runtime.block_on(async { telemetry::start(log) })?;
+        let ended = runtime.block_on(role);
+        traces.end();
+        Ok(ended)
+    });
+    match ended {
+        Ok(Ok(())) => ExitCode::SUCCESS,
         // Whoever starts weir by hand wants the sentence, not an object.
-        Err(error) if std::io::stderr().is_terminal() => fail(&error),
-        Err(error) => {
+        Ok(Err(error)) if !std::io::stderr().is_terminal() => {
             tracing::error!(error = format!("{error:#}"), "ended");
             ExitCode::FAILURE
         }
+        Ok(Err(error)) | Err(error) => fail(&error),
     }
 }
 
@@ -64,9 +68,12 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    runtime()?.block_on(work)
+}
+
+fn runtime() -> std::io::Result<Runtime> {
     // kube and the AWS SDK share one provider; there is only this one in the binary, so a second call cannot differ.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // Two workers: the work is waiting for answers.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(work)
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }

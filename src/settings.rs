@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use hyper::Uri;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 
@@ -313,7 +314,7 @@ impl Controller {
     }
 }
 
-/// Settings of the log.
+/// Settings of the log and of traces.
 #[derive(Clone, Debug, Args)]
 pub struct Log {
     /// Form of the log
@@ -323,6 +324,10 @@ pub struct Log {
     /// What to log: a level, or directives such as info,weir=debug
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
+
+    /// Collector that gets traces by OTLP over HTTP, as in http://collector:4318; without it none are made
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = collector)]
+    pub otlp_endpoint: Option<Uri>,
 }
 
 /// Forms of the log.
@@ -349,6 +354,15 @@ pub(crate) fn port_range(text: &str) -> Result<(u16, u16), String> {
     range
         .filter(|(first, last)| first <= last)
         .ok_or_else(|| "expected two ports, the lower first, as in 30000-32767".into())
+}
+
+/// The base of a collector's URLs. HTTP alone: TLS would need a second stack of certificates, for what stays in a cluster.
+fn collector(text: &str) -> Result<Uri, String> {
+    let parsed = text.parse::<Uri>().ok();
+    let legal = |uri: &Uri| uri.scheme_str() == Some("http") && uri.host().is_some() && uri.query().is_none();
+    parsed.filter(legal).ok_or_else(|| {
+        "expected the http:// URL of a collector that takes OTLP over HTTP, such as http://collector:4318 (not https)".into()
+    })
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
@@ -409,6 +423,13 @@ mod tests {
         assert_eq!(mark("0x1000"), Ok(0x1000));
         for bad in ["0", "0x3", "0x80", "0x4000", "0x8000", "0x10000", "x", "0x100000000"] {
             assert!(mark(bad).is_err(), "{bad}");
+        }
+        for good in ["http://collector:4318", "http://10.0.0.1:4318/", "http://[fd00::1]:4318/otlp"] {
+            assert!(collector(good).is_ok(), "{good}");
+        }
+        for bad in ["", "collector:4318", "https://collector:4318", "grpc://collector:4317", "http://", "http://c/?a=b"]
+        {
+            assert!(collector(bad).is_err(), "{bad}");
         }
         assert!(cluster_name("my-cluster_1.x").is_ok());
         for bad in ["", "a b", "ü"] {

@@ -35,6 +35,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         (["controller", "--cluster-name=demo", "--drift-interval=5"], "expected a time such as 30s or 5m"),
         (["controller", "--cluster-name=demo", "--node-port-range=2-1"], "expected two ports, the lower first"),
         (["node", "--node-name=n", "--masquerade-mark=0x4000"], "used by kube-proxy"),
+        (["node", "--otlp-endpoint=collector:4318"], "expected the http:// URL of a collector"),
         (["forward"], "'forward'"),
     ],
 )

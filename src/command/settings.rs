@@ -243,7 +243,7 @@ pub struct Gc {
 
 /// A log for people: standard error, beside the answer.
 pub fn log(log: &str) -> Log {
-    Log { log_format: LogFormat::Text, log: log.to_owned() }
+    Log { log_format: LogFormat::Text, log: log.to_owned(), otlp_endpoint: None }
 }
 
 fn service_key(text: &str) -> Result<ServiceKey, String> {

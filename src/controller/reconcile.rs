@@ -28,7 +28,7 @@ use crate::metrics::{Metrics, Reconciled};
 use crate::model::annotation::{self, Annotations, Problem};
 use crate::model::attribute::surplus;
 use crate::model::service::{FINALIZER, ServiceSpec, is_claimed, node_labels_of, owner_of, parse};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, otlp};
 
 /// Plans in a row before others get their turn. A first create takes two, a replacement three.
 const ROUNDS: usize = 8;
@@ -162,10 +162,12 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         (false, true) => "the Service is being deleted",
         (false, false) => "the Service is no longer of this controller's class",
     };
-    let span = tracing::info_span!("reconcile", service = %owner_of(&service).service, because);
+    let trace_id = tracing::field::Empty;
+    let span = tracing::info_span!(parent: None, "reconcile", service = %owner_of(&service).service, because, trace_id);
+    otlp::describe_reconcile(&span, &owner_of(&service).service);
     let work =
         async { if is_ours { serve(&service, &context, waiting).await } else { release(&service, &context).await } };
-    let ending = work.instrument(span).await;
+    let ending = work.instrument(span.clone()).await;
     context.account.state().forget_promises(&owner_of(&service).service);
     let ending = ending?;
     let result = match &ending {
@@ -174,6 +176,7 @@ pub async fn reconcile(service: Arc<Service>, context: Arc<Context>) -> Result<A
         Ending::Refused(_) => "refused",
         Ending::Failed(_) => "failed",
     };
+    otlp::describe_outcome(&span, result);
     context.metrics.reconciles.get_or_create(&Reconciled { result }).inc();
     context.metrics.reconcile_duration.observe(began.elapsed().as_secs_f64());
     note_standing(&context, &service, is_ours, &ending, fingerprint);

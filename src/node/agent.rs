@@ -17,7 +17,7 @@ use super::ruleset::{Contribution, Facts, Order, fixed_chains};
 use crate::model::id::ServiceKey;
 use crate::netfilter::Family;
 use crate::netfilter::object::{Backend, Frontend, Key, PortId, Protocol};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, otlp};
 
 /// After so many failures in a row the table is made anew: what others did to it may be beyond comparison.
 const BEYOND_COMPARISON: u32 = 3;
@@ -193,6 +193,8 @@ impl Agent {
     /// Carries all changes to the kernel. Blocks for as long as that takes.
     pub fn sync(&mut self) -> Synced {
         let changed = self.index.take_changed();
+        let is_whole = self.halves.iter().any(|half| half.compare.is_some());
+        let span = otlp::sync(if is_whole { "whole" } else { "partial" }, changed.len()).entered();
         self.facts_changed = false;
         let mut synced = Synced { complete: true, ..Synced::default() };
         for half in &mut self.halves {
@@ -222,6 +224,7 @@ impl Agent {
                 }
             }
         }
+        otlp::describe_outcome(&span, if synced.complete { "complete" } else { "incomplete" });
         self.measure();
         synced
     }
