@@ -552,6 +552,8 @@ def test_helm_installs_upgrades_and_asks_before_it_uninstalls(plane: ControlPlan
     assert plane.kube.find(f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/weir-node") is None
 
     confirm, uninstall, remove = commands("Uninstall")[2].splitlines()
+    rehearsed = f"kubectl delete deployment weir-controller --namespace {NAMESPACE} --dry-run=server"
+    plane.kube.wait(lambda: not succeeds(terminal, rehearsed), 30, "the API server to see the policy")
     with pytest.raises(Refused, match="Delete those Services first"):
         terminal.type(uninstall)
     assert len(manifests_left(terminal)) == len(chart({"clusterName": "demo", "node": {"mode": "none"}}))
@@ -562,7 +564,7 @@ def test_helm_installs_upgrades_and_asks_before_it_uninstalls(plane: ControlPlan
 
 
 def succeeds(terminal: Terminal, command: str) -> bool:
-    """The API server may take a moment to see the confirmation."""
+    """The API server may take a moment to see the policy, or the confirmation."""
     try:
         terminal.type(command)
     except Refused:
