@@ -193,8 +193,8 @@ impl Agent {
     /// Carries all changes to the kernel. Blocks for as long as that takes.
     pub fn sync(&mut self) -> Synced {
         let changed = self.index.take_changed();
-        let is_whole = self.halves.iter().any(|half| half.compare.is_some());
-        let span = otlp::sync(if is_whole { "whole" } else { "partial" }, changed.len()).entered();
+        let is_full = self.halves.iter().any(|half| half.compare.is_some());
+        let span = otlp::sync(if is_full { "full" } else { "partial" }, changed.len()).entered();
         self.facts_changed = false;
         let mut synced = Synced { complete: true, ..Synced::default() };
         for half in &mut self.halves {

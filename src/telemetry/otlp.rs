@@ -176,7 +176,7 @@ pub fn failed(call: &Span, code: &str) {
     call.record("otel.status_code", "ERROR");
 }
 
-/// A sync of a node's rules: all that the kernel holds is compared (`whole`), or only what has changed (`partial`).
+/// A sync of a node's rules: all that the kernel holds is compared (`full`), or only what has changed (`partial`).
 pub fn sync(kind: &'static str, changed_services: usize) -> Span {
     tracing::info_span!(target: ONLY_FOR_TRACES, "sync", kind, changed_services)
 }
@@ -198,13 +198,13 @@ mod tests {
         let traces = Traces::to(&format!("{}/base/", collector.uri()).parse().unwrap()).unwrap();
         let subscriber = tracing_subscriber::registry().with(traces.layer());
         tracing::subscriber::with_default(subscriber, || {
-            let span = sync("whole", 3).entered();
+            let span = sync("full", 3).entered();
             describe_outcome(&span, "complete");
         });
         tokio::task::spawn_blocking(|| traces.end()).await.unwrap();
         let requests = collector.received_requests().await.unwrap();
         let body = String::from_utf8_lossy(&requests[0].body);
-        for words in ["sync", "whole", "changed_services", "outcome", "complete", "service.version"] {
+        for words in ["sync", "full", "changed_services", "outcome", "complete", "service.version"] {
             assert!(body.contains(words), "{words}: {body}");
         }
     }
