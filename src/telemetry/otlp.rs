@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use hyper::Uri;
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry::{Key, KeyValue};
@@ -108,9 +109,22 @@ struct Collector {
     is_failing: AtomicBool,
 }
 
-#[async_trait::async_trait]
 impl HttpClient for Collector {
-    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    // As the trait's macro has it.
+    fn send_bytes<'me, 'sent>(
+        &'me self,
+        request: Request<Bytes>,
+    ) -> BoxFuture<'sent, Result<Response<Bytes>, HttpError>>
+    where
+        'me: 'sent,
+        Self: 'sent,
+    {
+        Box::pin(self.send(request))
+    }
+}
+
+impl Collector {
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let (client, endpoint) = (self.client.clone(), request.uri().clone());
         // The SDK's thread is outside the runtime, and hyper needs one.
         let answer = self.runtime.spawn(async move { client.send_bytes(request).await }).await?;
@@ -121,9 +135,7 @@ impl HttpClient for Collector {
         }
         answer
     }
-}
 
-impl Collector {
     fn succeeded(&self, endpoint: &Uri) {
         if self.is_failing.swap(false, Ordering::Relaxed) {
             tracing::info!(%endpoint, "traces arrive again");
