@@ -2,17 +2,18 @@
 
 use std::io::IsTerminal as _;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::anyhow;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
+use kube::Client;
 use kube::api::{Api, ListParams};
-use kube::{Client, ResourceExt as _};
-use tokio::sync::watch;
 
 use super::settings::{Output, Status};
 use super::{answer, deployed};
-use crate::aws::{self, Aws};
+use crate::aws::Aws;
+use crate::cluster::connect;
 use crate::cluster::lease::Claim;
+use crate::cluster::node::{is_region_in_environment, region_of};
 use crate::metrics::Metrics;
 use crate::settings::Controller;
 use crate::status::read::Reader;
@@ -27,14 +28,10 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// # Errors
 /// What could not be read.
 pub async fn run(settings: Status) -> anyhow::Result<()> {
-    let client = Client::try_default().await.context("cannot find the cluster: set KUBECONFIG, or run in a pod")?;
+    let client = connect().await?;
     let controller = deployed::known(&client, &settings.place).await?;
-    let config = aws::configuration(region(&client, &controller).await).await?;
-    if config.region().is_none() {
-        bail!("cannot find the AWS Region: set --region or AWS_REGION");
-    }
-    // A claim that never holds: no write could leave.
-    let aws = Aws::new(&config, &Metrics::default(), &Claim::following(watch::channel(None).1));
+    // No write could leave.
+    let aws = Aws::connect(region(&client, &controller).await, &Metrics::default(), &Claim::none()).await?;
     let mut reader = Reader::new(client, aws, controller, settings.services.clone());
     let mut shown = None;
     let mut is_read = true;
@@ -54,12 +51,11 @@ pub async fn run(settings: Status) -> anyhow::Result<()> {
 
 /// The Region to ask for; `None` leaves it to the environment.
 async fn region(client: &Client, controller: &Controller) -> Option<String> {
-    let from_environment = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some());
-    if controller.region.is_some() || from_environment {
+    if controller.region.is_some() || is_region_in_environment() {
         return controller.region.clone();
     }
     let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default().limit(1)).await.ok()?;
-    nodes.iter().find_map(|node| node.labels().get("topology.kubernetes.io/region").cloned())
+    region_of(&nodes.items)
 }
 
 fn answer_of(trees: &[Tree], settings: &Status) -> serde_json::Result<String> {

@@ -15,7 +15,7 @@ use crate::controller::report;
 use crate::model::id::{AsgName, InstanceId, SecurityGroupId, ServiceKey, SubnetId, TargetGroupArn, VpcId};
 use crate::model::node::Worker;
 use crate::model::ownership::Tags;
-use crate::model::service::{AddressType, Scheme};
+use crate::model::service::{AddressType, Scheme, is_class_served};
 use crate::netfilter::netlink::{FilterSeen, TableSeen};
 use crate::settings::{Controller, Node};
 
@@ -298,9 +298,8 @@ impl Facts {
     pub fn ours(&self) -> Seen<impl Iterator<Item = &ServiceSeen>> {
         let settings = seen(&self.controller)?;
         let is_ours = |service: &&ServiceSeen| {
-            let claimed =
-                service.class.as_ref().map_or(settings.claim_classless, |class| *class == settings.load_balancer_class);
-            service.is_balancer && claimed
+            let class = &settings.load_balancer_class;
+            service.is_balancer && is_class_served(service.class.as_deref(), class, settings.claim_classless)
         };
         Ok(seen(&self.kubernetes.services)?.iter().filter(is_ours))
     }

@@ -274,7 +274,12 @@ fn rules_for_each_source(ports: &BTreeMap<u16, Port>, access: &AccessSpec) -> us
 pub fn is_claimed(service: &Service, class: &str, claim_classless: bool) -> bool {
     let Some(spec) = &service.spec else { return false };
     spec.type_.as_deref() == Some("LoadBalancer")
-        && spec.load_balancer_class.as_deref().map_or(claim_classless, |given| given == class)
+        && is_class_served(spec.load_balancer_class.as_deref(), class, claim_classless)
+}
+
+/// Whether Services of type LoadBalancer with this `spec.loadBalancerClass` are weir's.
+pub fn is_class_served(given: Option<&str>, class: &str, claim_classless: bool) -> bool {
+    given.map_or(claim_classless, |given| given == class)
 }
 
 /// Namespace, name and UID of a Service that the API server returned.

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use futures::{StreamExt as _, TryStreamExt as _};
-use k8s_openapi::api::core::v1::{Namespace, Node, Service as KubeService};
+use k8s_openapi::api::core::v1::{Namespace, Service as KubeService};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt};
@@ -14,10 +14,11 @@ use super::tree::{Seen, Service};
 use crate::aws::Aws;
 use crate::aws::classify::{AwsError, Class};
 use crate::cluster::event::CONTROLLER as REPORTER;
+use crate::cluster::node::read_workers;
+use crate::command::observation::{list_nodes, list_services};
 use crate::controller::observed::Observed;
 use crate::model::id::{ListenerArn, LoadBalancerArn, ServiceKey};
 use crate::model::name;
-use crate::model::node::Worker;
 use crate::model::ownership::{self, Tags};
 use crate::model::service::{FINALIZER, is_claimed, node_labels_of, owner_of, parse};
 use crate::settings::Controller;
@@ -54,9 +55,7 @@ impl Reader {
     /// # Errors
     /// What could not be read, or a Service that does not exist.
     pub async fn look(&mut self) -> anyhow::Result<Seen> {
-        let nodes =
-            Api::<Node>::all(self.client.clone()).list(&ListParams::default()).await.context("cannot list Nodes")?;
-        let workers = nodes.iter().filter_map(worker).collect();
+        let workers = read_workers(&list_nodes(&self.client).await?).into_values().collect();
         let services = self.services().await?;
         let uids: BTreeSet<_> = services.iter().map(|service| service.uid.clone()).collect();
         let observed = self.observe(&uids).await?;
@@ -80,8 +79,7 @@ impl Reader {
     }
 
     async fn services(&self) -> anyhow::Result<Vec<Service>> {
-        let all = Api::<KubeService>::all(self.client.clone()).list(&ListParams::default()).await;
-        let all = all.context("cannot list Services")?;
+        let all = list_services(&self.client).await?;
         let is_shown = |service: &&KubeService| {
             if self.wanted.is_empty() {
                 self.is_ours(service) || service.finalizers().iter().any(|finalizer| finalizer == FINALIZER)
@@ -233,11 +231,6 @@ fn unless_gone<T>(answer: Result<T, AwsError>) -> Result<Option<T>, AwsError> {
         Err(error) if error.class == Class::Missing => Ok(None),
         other => other.map(Some),
     }
-}
-
-fn worker(node: &Node) -> Option<Worker> {
-    let provider_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
-    Worker::read(&node.name_any(), node.labels(), provider_id)
 }
 
 /// What tells this cluster from another of its name; not known where we may not read it.

@@ -15,6 +15,7 @@ use crate::aws::classify::{AwsError, Class};
 use crate::aws::inquiry::Caller;
 use crate::aws::{self, Aws};
 use crate::cluster::lease::Claim;
+use crate::cluster::node::is_region_in_environment;
 use crate::command::settings::Place;
 use crate::controller::facts::choose_node_group;
 use crate::metrics::Metrics;
@@ -54,9 +55,8 @@ pub async fn gather(place: &Place, controller: &Seen<Controller>, kubernetes: &K
 /// The Region to ask for; `None` leaves it to the environment.
 fn region(place: &Place, controller: &Seen<Controller>, kubernetes: &Kubernetes) -> Option<String> {
     let told = place.region.clone().or_else(|| controller.as_ref().ok()?.region.clone());
-    let from_environment = ["AWS_REGION", "AWS_DEFAULT_REGION"].iter().any(|name| std::env::var_os(name).is_some());
     told.or_else(|| {
-        let nodes = kubernetes.nodes.as_ref().ok().filter(|_| !from_environment)?;
+        let nodes = kubernetes.nodes.as_ref().ok().filter(|_| !is_region_in_environment())?;
         nodes.iter().find_map(|node| node.region.clone())
     })
 }

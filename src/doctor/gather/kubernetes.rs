@@ -23,9 +23,9 @@ use super::super::facts::{
 };
 use super::super::rights;
 use crate::cluster::event::CONTROLLER as REPORTER;
+use crate::cluster::node::read_worker;
 use crate::command::deployed;
 use crate::command::settings::Place;
-use crate::model::node::Worker;
 use crate::model::service::{AddressType, FINALIZER, Port, is_claimed, owner_of, parse};
 use crate::settings::{Command, Controller};
 use crate::telemetry::chain;
@@ -155,9 +155,8 @@ pub async fn services(client: &Client, controller: &Seen<Controller>, kubernetes
 
 fn node(node: &Node) -> NodeSeen {
     let labels = node.labels();
-    let provider_id = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref());
     NodeSeen {
-        worker: Worker::read(&node.name_any(), labels, provider_id),
+        worker: read_worker(node),
         zone: labels.get("topology.kubernetes.io/zone").cloned(),
         region: labels.get("topology.kubernetes.io/region").cloned(),
     }
